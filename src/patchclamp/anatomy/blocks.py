@@ -63,6 +63,7 @@ class Block:
     mid: Term | None = None  # a module that outputs resid_mid itself
     sequential: bool = False
     post_norm: bool = False
+    closing: Call | None = None  # the norm that the block ends in, where norms come after the sums
     norm1: Call | None = None
     norm2: Call | None = None
     why: dict[str, str] = field(default_factory=dict)
@@ -140,7 +141,7 @@ def _find_terms(block: Block, inner: list[Call], norms: list[Call]) -> None:
             block.terms = sorted(found, key=lambda term: term.call.end)
             return
     else:  # norms after the sum: y = norm(mid + mlp), mid = norm(x + attention)
-        block.post_norm = True
+        block.post_norm, block.closing = True, closing
         target = _input(closing).reshape(block.x.shape)
         for earlier in norms:
             if earlier is closing or earlier.end > closing.start:

@@ -54,6 +54,7 @@ class Layer:
     sequential: bool
     factors: tuple[float, float]  # of attn_out and mlp_out, outside their modules
     post_norm: bool
+    closing: str | None  # the norm that a post-norm block ends in
 
 
 @dataclass(frozen=True)
@@ -65,12 +66,14 @@ class Anatomy:
     taps: Mapping[Site, Tap]
     inventory: Inventory
     layers: Mapping[str, tuple[Layer, ...]]
+    cross: Mapping[Site, Recipe]
     embed_parts: tuple[str, ...]  # modules whose outputs sum to resid_pre[0] (before a norm, where there is one)
     embed_norm: str | None
     final_norm: str | None
     unembed: str | None
     d_model: int
     head: str  # "tokens", "classes" or "none"
+    volatile: frozenset[str] = frozenset()  # modules whose output is changed in place later on
 
 
 _LENGTH, _SOURCE_LENGTH, _BATCH = 5, 7, 2
@@ -117,7 +120,7 @@ def discover(model: nn.Module, name: str = "this model", inputs: dict | None = N
     except TypeError as error:
         absent = {Site(kind): f"no anatomy was discovered ({error}); its modules are sites: module:PATH" for kind in KINDS}
         inventory = Inventory({}, {"": 0}, absent, modules, name)
-        return Anatomy(name, implementation, {}, inventory, {"": ()}, (), None, None, None, 0, "none")
+        return Anatomy(name, implementation, {}, inventory, {"": ()}, {}, (), None, None, None, 0, "none")
     return _Discovery(model, name, seen, modules, implementation).anatomy()
 
 
@@ -128,6 +131,7 @@ class _Discovery:
         self.taps: dict[Site, Tap] = {}
         self.units: dict[Site, int] = {}
         self.absent: dict[Site, str] = {}
+        self.cross: dict[Site, Recipe] = {}
 
     def anatomy(self) -> Anatomy:
         chains = stacks(self.seen, self.model)
@@ -157,7 +161,19 @@ class _Discovery:
         head = "none" if logits is None else "classes" if logits.ndim == 2 else "tokens"
         inventory = Inventory(self.units, counts, self.absent, self.modules, self.name)
         return Anatomy(
-            self.name, self.implementation, self.taps, inventory, layers, parts, embed_norm, final_norm, unembed, d_model, head
+            self.name,
+            self.implementation,
+            self.taps,
+            inventory,
+            layers,
+            self.cross,
+            parts,
+            embed_norm,
+            final_norm,
+            unembed,
+            d_model,
+            head,
+            frozenset(c.path for c in self.seen.calls if any(side == "output" for side, _ in c.volatile)),
         )
 
     # ── blocks ────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -201,6 +217,8 @@ class _Discovery:
         path = block.call.path
         for part, units in (("q", "heads"), ("k", "kv_heads"), ("v", "kv_heads"), ("scores", "heads"), ("pattern", "heads")):
             self._tap(at(prefix + part), sub.core, "attention", part, units=getattr(sub.recipe, units))
+            if prefix:
+                self.cross[at(prefix + part)] = sub.recipe
         if sub.reads is not None and not prefix:
             self._tap(at("attn_in"), sub.holder, "input", sub.reads, (Rows(),), block=path)
         elif not prefix:
@@ -382,6 +400,7 @@ def _layer(block: Block) -> Layer:
             block.mlp_term.factor if block.mlp_term else 1.0,
         ),
         post_norm=block.post_norm,
+        closing=block.closing.path if block.closing else None,
     )
 
 

@@ -1,6 +1,7 @@
 """What a traced forward pass says about one block: which tensors it adds to its stream, and which modules make them."""
 
 import itertools
+from collections import Counter
 from dataclasses import dataclass
 
 import torch
@@ -107,9 +108,15 @@ def _tidy(factor: float, dtype: torch.dtype) -> float:
 
 
 def stream_tensors(calls: list[Call], result: Tensor) -> list[tuple[Call, int | str | None]]:
-    """Outputs that could be summands of `result`; of equal tensors, the outermost module that returns it."""
+    """Outputs that could be summands of `result`; of equal tensors, the outermost module that returns it.
+
+    A module that is called twice (one dropout for both sublayers) is no address, and is passed over.
+    """
     found: list[tuple[Call, int | str | None]] = []
+    times = Counter(call.path for call in calls)
     for call in calls:
+        if times[call.path] > 1:
+            continue
         for key, tensor in call.outputs.items():
             if tensor.numel() != result.numel() or tensor.shape[-1] != result.shape[-1] or tensor.dtype != result.dtype:
                 continue

@@ -1,0 +1,89 @@
+"""Prompts in any form, as token ids with a mask: strings, lists of ids, tensors, dictionaries of a model's own inputs."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from patchclamp.positions import Frame
+
+
+@dataclass(frozen=True, eq=False)
+class Tokens:
+    """Token ids and which of them are real; `text` and `offsets` where the prompts came as strings."""
+
+    ids: Int[Tensor, "prompt pos"]
+    mask: Bool[Tensor, "prompt pos"]
+    text: tuple[str, ...] | None = None
+    offsets: tuple[tuple[tuple[int, int], ...], ...] | None = None
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def padded(self) -> bool:
+        return not bool(self.mask.all())
+
+    @property
+    def frame(self) -> Frame:
+        return replace(Frame.of_mask(self.mask), texts=self.text, offsets=self.offsets)
+
+    def moved_left(self, pad: int) -> "Tokens":
+        """The same prompts with their padding before them, for generation."""
+        if not self.padded:
+            return self
+        rows = [row[keep] for row, keep in zip(self.ids, self.mask, strict=True)]
+        return replace(pad_rows([row.tolist() for row in rows], pad, left=True), text=self.text, offsets=self.offsets)
+
+
+def pad_rows(rows: list[list[int]], pad: int, *, left: bool = False) -> Tokens:
+    """Ragged rows of ids as one padded tensor."""
+    if not rows or any(len(row) == 0 for row in rows):
+        raise ValueError("a prompt of no tokens" if rows else "no prompts")
+    width = max(len(row) for row in rows)
+    fill = [[pad] * (width - len(row)) for row in rows]
+    ids = [f + r if left else r + f for r, f in zip(rows, fill, strict=True)]
+    mask = [[left is False] * len(r) + [left] * len(f) if not left else [False] * len(f) + [True] * len(r) for r, f in zip(rows, fill, strict=True)]
+    return Tokens(torch.tensor(ids), torch.tensor(mask, dtype=torch.bool))
+
+
+def tokenize(texts: list[str], tokenizer: Any, pad: int) -> Tokens:
+    """Strings as right-padded ids, with the character range of each token where the tokenizer knows it."""
+    if tokenizer is None:
+        raise TypeError("this model has no tokenizer, so that prompts must be token ids: pc.wrap(module, tokenizer=...)")
+    fast = getattr(tokenizer, "is_fast", False)
+    encoded = [tokenizer(text, return_offsets_mapping=fast, return_attention_mask=False) for text in texts]
+    tokens = pad_rows([list(e["input_ids"]) for e in encoded], pad)
+    offsets = tuple(tuple((int(a), int(b)) for a, b in e["offset_mapping"]) for e in encoded) if fast else None
+    return replace(tokens, text=tuple(texts), offsets=offsets)
+
+
+def as_tokens(inputs: Any, tokenizer: Any, pad: int, attention_mask: Any = None) -> Tokens | None:
+    """Tokens of any form of prompts, or None where `inputs` is no text (images, features, dictionaries of them)."""
+    if isinstance(inputs, Tokens):
+        return inputs
+    if isinstance(inputs, str):
+        inputs = [inputs]
+    if isinstance(inputs, Mapping):
+        return None
+    if isinstance(inputs, (list, tuple)) and inputs and all(isinstance(item, str) for item in inputs):
+        if attention_mask is not None:
+            raise TypeError("attention_mask goes with token ids; strings get theirs from the tokenizer")
+        return tokenize(list(inputs), tokenizer, pad)
+    if isinstance(inputs, (list, tuple)) and inputs and all(isinstance(item, (list, tuple)) for item in inputs):
+        tokens = pad_rows([[int(i) for i in row] for row in inputs], pad)
+        return tokens if attention_mask is None else replace(tokens, mask=torch.as_tensor(attention_mask).bool())
+    if isinstance(inputs, (list, tuple)) and inputs and all(isinstance(item, Tensor) for item in inputs):
+        return pad_rows([row.flatten().tolist() for row in inputs], pad)
+    ids = torch.as_tensor(inputs)
+    if ids.is_floating_point() or ids.ndim > 2:
+        return None
+    ids = ids.reshape(1, -1) if ids.ndim < 2 else ids
+    mask = torch.ones_like(ids, dtype=torch.bool) if attention_mask is None else torch.as_tensor(attention_mask).bool()
+    mask = mask.reshape(1, -1) if mask.ndim < 2 else mask
+    if mask.shape != ids.shape:
+        raise ValueError(f"attention_mask {list(mask.shape)} for token ids {list(ids.shape)}: they must have one shape")
+    return Tokens(ids, mask.to(ids.device))

@@ -1,0 +1,68 @@
+"""`pc.load`: an organism, a folder, or a name on the Hugging Face hub, as a `Model`."""
+
+import difflib
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from patchclamp.model import Model
+
+
+def load(
+    name_or_path: str | Path,
+    *,
+    dtype: torch.dtype | str | None = None,
+    device: str | torch.device | None = None,
+    device_map: Any = None,
+) -> Model:
+    """The model called `name_or_path`, in evaluation mode, in the dtype that it was saved in unless `dtype` says other.
+
+    "organism:NAME" is a network that ships with the package; a folder is a checkpoint saved by transformers; anything
+    else is a hub id, which transformers downloads or finds in its cache.
+    """
+    name = str(name_or_path)
+    if device is not None and device_map is not None:
+        raise ValueError("device= puts the model on one device, device_map= spreads it over several: give one of them")
+    if name.startswith("organism:"):
+        from patchclamp import organisms
+
+        path = str(organisms.path(name.removeprefix("organism:")))
+    else:
+        path = name
+        if not Path(path).is_dir() and (path.startswith((".", "/", "~")) or Path(path).suffix or "\\" in path):
+            raise FileNotFoundError(_no_folder(path))
+    import transformers
+
+    config = transformers.AutoConfig.from_pretrained(path)
+    kind = _class(config)
+    hf = kind.from_pretrained(path, dtype=dtype or "auto", device_map=device_map)
+    if device is not None:
+        hf = hf.to(device)
+    return Model(hf.eval(), _tokenizer(path), name)
+
+
+def _class(config: Any) -> Any:
+    """The class that the checkpoint was saved from, so that no head is lost; a causal model where it does not say."""
+    import transformers
+
+    for architecture in getattr(config, "architectures", None) or []:
+        if hasattr(transformers, architecture):
+            return getattr(transformers, architecture)
+    return transformers.AutoModelForCausalLM
+
+
+def _tokenizer(path: str) -> Any:
+    import transformers
+
+    try:
+        return transformers.AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError, KeyError, ImportError):
+        return None  # a model without one takes token ids; text then raises and says so
+
+
+def _no_folder(path: str) -> str:
+    parent = Path(path).expanduser().parent
+    names = [p.name for p in parent.iterdir() if p.is_dir()] if parent.is_dir() else []
+    near = difflib.get_close_matches(Path(path).name, names, 1)
+    return f"there is no folder {path!r}" + (f"; did you mean {parent / near[0]}?" if near else "")
