@@ -28,16 +28,15 @@ _NAMES = {
     "add": "interventions",
     "clamp": "interventions",
     "edit": "interventions",
-    "investigate": "investigate",
     "keep": "recording",
-    "load": "load",
+    "load": "loading",
     "patch": "interventions",
     "project_out": "interventions",
     "scale": "interventions",
     "span": "positions",
     "wrap": "model",
 }
-_ROOMS = ("interventions", "metrics", "organisms", "patching", "sites", "studies", "tasks", "views")
+_ROOMS = ("interventions", "investigate", "metrics", "organisms", "patching", "sites", "studies", "tasks", "views")
 
 __all__ = ["__version__", *_NAMES, *_ROOMS]  # noqa: PLE0604, RUF100
 
@@ -45,7 +44,7 @@ __all__ = ["__version__", *_NAMES, *_ROOMS]  # noqa: PLE0604, RUF100
 def __getattr__(name: str) -> Any:
     if name in _NAMES:
         value = getattr(importlib.import_module(f"patchclamp.{_NAMES[name]}"), name)
-        globals()[name] = value  # a function and its module may share a name: the function wins
+        globals()[name] = value
         return value
     if name in _ROOMS:
         return importlib.import_module(f"patchclamp.{name}")
@@ -60,10 +59,9 @@ def __dir__() -> list[str]:
 
 
 if TYPE_CHECKING:
-    from patchclamp import interventions, metrics, organisms, patching, sites, studies, tasks, views
+    from patchclamp import interventions, investigate, metrics, organisms, patching, sites, studies, tasks, views
     from patchclamp.interventions import ablate, add, clamp, edit, patch, project_out, scale
-    from patchclamp.investigate import investigate
-    from patchclamp.load import load
+    from patchclamp.loading import load
     from patchclamp.model import Model, wrap
     from patchclamp.positions import span
     from patchclamp.recording import Keep, Norm, Project, Recording, TopK, keep
