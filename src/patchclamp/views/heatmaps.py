@@ -103,14 +103,14 @@ def attention(
         raise ValueError(f"attention: head_labels has {len(names)} names for {len(heads)} heads; give one a head")
     across = 1 if len(heads) == 1 else 2 if len(heads) in (2, 4) else 3 if len(heads) <= 9 else 4
     down = math.ceil(len(heads) / across)
+    shown_names = [plotly_text(show_token(name)) for name in names] if len(heads) > 1 or head_labels else None
     labels = [show_token(token) for token in tokens]
     longest = max(len(_tick(label)) for label in labels)
     cell = {1: 24, 2: 18}.get(across, 13)
     panel = max(min(len(tokens) * cell, 520), 150)
-    margin, gap, top = 34 + int(longest * 6.2), 40, _BAR_PIXELS + 24
+    margin, gap, top = 34 + int(longest * 6.2), 40, _BAR_PIXELS + (24 if shown_names else 0)
     height = top + margin + down * panel + (down - 1) * gap
     width = margin + across * panel + (across - 1) * 24
-    shown_names = [plotly_text(show_token(name)) for name in names] if len(heads) > 1 or head_labels else None
     grid = make_subplots(
         rows=down,
         cols=across,

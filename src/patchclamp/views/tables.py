@@ -4,6 +4,7 @@ import html
 import math
 from collections.abc import Mapping, Sequence
 from numbers import Integral, Real
+from typing import TypeGuard
 
 Row = Mapping[str, object]
 
@@ -104,5 +105,5 @@ def _is_scalar(value: object) -> bool:
     return getattr(value, "shape", None) == () and hasattr(value, "item")
 
 
-def _is_finite_real(value: object) -> bool:
-    return isinstance(value, Real) and not isinstance(value, Integral) and math.isfinite(value)
+def _is_finite_real(value: object) -> TypeGuard[float]:
+    return isinstance(value, Real) and not isinstance(value, Integral) and math.isfinite(float(value))
