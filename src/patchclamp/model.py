@@ -19,8 +19,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from patchclamp.anatomy.certificate import Certificate, certify
 from patchclamp.anatomy.discover import Anatomy, discover
+from patchclamp.certificate import Certificate, certify
 from patchclamp.inputs import Tokens, as_tokens
 from patchclamp.interventions import Intervention
 from patchclamp.positions import Frame, Position
@@ -107,7 +107,7 @@ class Model:
         return list(self.anatomy.taps) if pattern is None else self.anatomy.inventory.expand(pattern)
 
     def certify(self) -> Certificate:
-        """Check every site's equation on a short prompt; see `patchclamp.anatomy.certificate`."""
+        """Check every site's equation on a short prompt; see `patchclamp.certificate`."""
         self.__dict__.pop("certificate", None)
         return self.certificate
 
