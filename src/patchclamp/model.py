@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -135,6 +135,14 @@ class Model:
         return self.anatomy.d_model
 
     @property
+    def embeddings(self) -> nn.Embedding:
+        """The token embedding table's module."""
+        get = getattr(self.hf, "get_input_embeddings", None)
+        if get is None:
+            raise SiteError(f"{self.name} has no token embeddings")
+        return get()
+
+    @property
     def device(self) -> torch.device:
         return next(self.hf.parameters()).device
 
@@ -238,7 +246,7 @@ class Model:
         devices = [self.device] if self.device.type == "cuda" else []
         with torch.no_grad(), torch.random.fork_rng(devices=devices), session:
             torch.manual_seed(seed)
-            out = self.hf.generate(
+            out = cast(Any, self.hf).generate(
                 input_ids=ids,
                 attention_mask=mask.long(),
                 max_new_tokens=max_new_tokens,

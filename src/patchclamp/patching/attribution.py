@@ -1,8 +1,8 @@
 """Attribution patching: the table of a sweep to first order, from two forward passes and one backward.
 
-The effect of putting x' in place of x is about (x' - x) . d metric / d x, taken in the run that is patched (Nanda 2023;
-Syed et al. 2023, arXiv:2310.10348). It is exact where the metric is linear in the site, and misleads where it saturates:
-attention that is all on one token, a norm that rescales. Compare with `sweep` before believing it.
+The effect of putting x' in place of x is about (x' - x) . d metric / d x, taken in the run that is patched (Nanda
+2023; Syed et al. 2023, arXiv:2310.10348). It is exact where the metric is linear in the site, and misleads where it
+saturates: attention that is all on one token, a norm that rescales. Compare with `sweep` before believing it.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ import xarray as xr
 from patchclamp import metrics
 from patchclamp.model import Model
 from patchclamp.patching.corruption import Corruption
-from patchclamp.patching.sweep import Direction, check_fits, expand, plan, table, two_sides
+from patchclamp.patching.sweep import Direction, check_fits, describe, expand, plan, table, two_sides
 from patchclamp.sites import Site
 from patchclamp.tasks import Task
 
@@ -36,9 +36,9 @@ def attribution(
     score = metrics.by_name(metric) if isinstance(metric, str) else metric
     wanted = expand(model, sites)
     check_fits(model, task)
-    clean, corrupt, do = two_sides(model, task, corruption, seed)
+    clean_ids, corrupt_ids, do = two_sides(model, task, corruption, seed)
     wholes = list(dict.fromkeys(site.whole for site in wanted))
-    base_ids, source_ids = (corrupt, clean) if direction == "denoise" else (clean, corrupt)
+    base_ids, source_ids = (corrupt_ids, clean_ids) if direction == "denoise" else (clean_ids, corrupt_ids)
     base_do, source_do = (do, []) if direction == "denoise" else ([], do)
 
     def value(logits: torch.Tensor) -> torch.Tensor:
@@ -58,32 +58,14 @@ def attribution(
     values = np.zeros([len(labels) for _, labels in axes])
     for item in patches:
         product = products[item.site.whole]
-        product = (
-            product[:, :, item.site.unit]
-            if item.site.unit is not None
-            else product.flatten(2).sum(-1)
-            if product.ndim > 2
-            else product
-        )
+        if product.ndim > 2:
+            product = product.sum(2) if item.site.unit is None else product[:, :, item.site.unit]
         if item.columns is None:
             values[item.cell] = float(product[task.mask.to(product.device)].sum())
         else:
             rows, slots = (item.columns >= 0).nonzero(as_tuple=True)
             values[item.cell] = float(product[rows, item.columns[rows, slots]].sum())
     base_value, source_value = float(value(base.logits)), float(value(source.logits))
-    clean_value, corrupt_value = (source_value, base_value) if direction == "denoise" else (base_value, source_value)
-    values += base_value
-    return table(
-        values,
-        axes,
-        model,
-        task,
-        sites,
-        score,
-        normalise,
-        direction,
-        corruption,
-        clean_value,
-        corrupt_value,
-        "attribution",
-    )
+    clean, corrupted = (source_value, base_value) if direction == "denoise" else (base_value, source_value)
+    facts = describe(model, task, sites, method="attribution", direction=direction, corruption=corruption)
+    return table(values + base_value, axes, score, facts, clean=clean, corrupted=corrupted, normalise=normalise)

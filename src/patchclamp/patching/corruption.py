@@ -1,7 +1,8 @@
 """Ways to corrupt a prompt other than by another prompt: noise, the mean, or nothing at all in place of its tokens.
 
-Gaussian noise is causal tracing's (Meng et al. 2022, arXiv:2202.05262): three standard deviations of the embeddings. Zhang
-and Nanda (2024, arXiv:2309.16042) show that it can push activations out of distribution, and recommend other prompts.
+Gaussian noise is causal tracing's (Meng et al. 2022, arXiv:2202.05262): three standard deviations of the embeddings.
+Zhang and Nanda (2024, arXiv:2309.16042) show that it can push activations out of distribution, and recommend other
+prompts.
 """
 
 from typing import Literal
@@ -29,7 +30,7 @@ def corrupted_embedding(model: Model, task: Task, corruption: Corruption, *, see
     if corruption == "gaussian":
         generator = torch.Generator().manual_seed(seed)
         noise = torch.randn(values.shape, generator=generator).to(values)
-        table = model.hf.get_input_embeddings().weight.detach()
+        table = model.embeddings.weight.detach()
         scale = table.float().std().to(values)
         if site.kind == "embed":  # in the units of the stream, where embeddings are multiplied on their way in
             scale = scale * (values[task.mask].norm() / table[task.clean[task.mask].to(table.device)].norm().to(values))

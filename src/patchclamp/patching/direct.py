@@ -1,8 +1,8 @@
 """Direct effects: what each head, MLP and embedding writes straight into the answer's logit difference.
 
-The last norm's scale is held at what it was, so that the logits are linear in the residual stream, and the stream is the
-sum of what its components wrote (Elhage et al. 2021, transformer-circuits.pub/2021/framework). The parts and the bias
-sum to the logit difference; `attrs["gap"]` is what they miss it by.
+The last norm's scale is held at what it was, so that the logits are linear in the residual stream, and the stream is
+the sum of what its components wrote (Elhage et al. 2021, transformer-circuits.pub/2021/framework). The parts and the
+bias sum to the logit difference; `attrs["gap"]` is what they miss it by.
 """
 
 from typing import Any
@@ -83,7 +83,7 @@ class _Reader:
         return 1.0 if abs(factor - 1) < 1e-4 else factor
 
     def _cap(self) -> float | None:
-        config = self.model.hf.config
+        config: Any = self.model.hf.config
         text = config.get_text_config() if hasattr(config, "get_text_config") else config
         return getattr(text, "final_logit_softcapping", None)
 
@@ -142,7 +142,7 @@ class _Reader:
         return parts
 
     def _pass(self, before: Tensor, after: Tensor, layer: int) -> Tensor | None:
-        """What multiplies each feature between the out-projection and the stream: 1, a constant, or a post-norm's gain / scale."""
+        """What multiplies each feature between out-projection and stream: 1, a constant, a post-norm's gain / scale."""
         factor = self.model.anatomy.layers[""][layer].factors[0]
         if _near(before * factor, after):
             return torch.full_like(before, factor)
@@ -197,7 +197,7 @@ def _average(columns: Tensor, ids: Tensor) -> Tensor:
 def norm_gain(
     module: nn.Module, form: NormScale, width: int, device: torch.device, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """(gain, bias) [d_model] of a norm, read off what it does to one known vector: weights are stored as w or as 1 + w."""
+    """(gain, bias) [d_model] of a norm, read off what it does to one known vector: weights may mean w or 1 + w."""
     known = torch.linspace(1, 2, width, device=device, dtype=torch.float32)
     known = known * torch.where(torch.arange(width, device=device) % 2 == 0, 1.0, -1.0)
     bias = getattr(module, "bias", None)

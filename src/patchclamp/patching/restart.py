@@ -1,4 +1,4 @@
-"""Runs that begin where a patch begins: the blocks below it, the positions before it and the logits elsewhere are not computed.
+"""Runs that begin where a patch begins; what it cannot reach is not computed.
 
 A patch of layer L at position p leaves alone every block below L, and in a causal model every position before p. So the
 blocks below are passed through, the keys and values of earlier positions come from a cache, block L is given the

@@ -57,8 +57,8 @@ def sweep(
 
     `positions` is "each" (a dimension `pos`), "labels" (the task's roles, a dimension `role`), "all" (every position at
     once), or a position as in interventions. `corruption` replaces the task's corrupted prompts by the clean ones with
-    noise ("gaussian", three standard deviations of the embeddings), the "mean" or "zero" at the embeddings of the tokens
-    that differ. `memory` bounds the batch, in GiB.
+    noise ("gaussian", three standard deviations of the embeddings), the "mean" or "zero" at the embeddings of the
+    tokens that differ. `memory` bounds the batch, in GiB.
     """
     if direction not in ("denoise", "noise"):
         raise ValueError(
@@ -86,48 +86,39 @@ def sweep(
             advance(len(group))
     clean_value, corrupt_value = (source_value, base_value) if direction == "denoise" else (base_value, source_value)
     values[np.isnan(values)] = base_value  # positions where both runs are still the same: the patch changes nothing
-    return table(
-        values, axes, model, task, sites, score, normalise, direction, corruption, clean_value, corrupt_value, "exact"
-    )
+    facts = describe(model, task, sites, method="exact", direction=direction, corruption=corruption)
+    return table(values, axes, score, facts, clean=clean_value, corrupted=corrupt_value, normalise=normalise)
+
+
+def describe(model: Model, task: Task, sites: Any, **settings: str) -> dict[str, Any]:
+    """What one must know to read a table of effects."""
+    names = [sites] if isinstance(sites, (str, Site)) else list(sites)
+    return {
+        "model": model.name,
+        "task": task.name,
+        "sites": ", ".join(str(site) for site in names),
+        "prompts": len(task),
+        "certificate": int(model.certificate.holds),
+        **settings,
+    }
 
 
 def table(
     values: np.ndarray,
     axes: list[tuple[str, list]],
-    model: Model,
-    task: Task,
-    sites: Any,
     score: metrics.Metric,
-    normalise: bool,
-    direction: str,
-    corruption: str,
+    facts: dict[str, Any],
+    *,
     clean: float,
     corrupted: float,
-    method: str,
+    normalise: bool,
 ) -> xr.DataArray:
-    """Effects with named axes, and in `attrs` what one must know to read them."""
+    """Effects with named axes; `attrs` hold the two ends of the scale and the facts."""
     if normalise:
         values = metrics.normalise(torch.as_tensor(values), clean, corrupted).numpy()
-    names = [sites] if isinstance(sites, (str, Site)) else list(sites)
-    return xr.DataArray(
-        values,
-        dims=[name for name, _ in axes],
-        coords={name: labels for name, labels in axes},
-        name=getattr(score, "__name__", "metric"),
-        attrs={
-            "method": method,
-            "model": model.name,
-            "task": task.name,
-            "sites": ", ".join(str(site) for site in names),
-            "direction": direction,
-            "corruption": corruption,
-            "clean": clean,
-            "corrupted": corrupted,
-            "normalised": int(normalise),
-            "prompts": len(task),
-            "certificate": int(model.certificate.holds),
-        },
-    )
+    attrs = {**facts, "clean": clean, "corrupted": corrupted, "normalised": int(normalise)}
+    name = getattr(score, "__name__", "metric")
+    return xr.DataArray(values, dims=[dim for dim, _ in axes], coords=dict(axes), name=name, attrs=attrs)
 
 
 # ── what is patched ───────────────────────────────────────────────────────────────────────────────────────────────────
@@ -146,9 +137,9 @@ def check_fits(model: Model, task: Task) -> None:
     if model.anatomy.head != "tokens":
         raise ValueError(f"{model.name} has no logits for tokens, which a task's metric is a function of")
     top = int(max(side.max() for side in (task.clean, task.corrupt, task.answers, task.wrong)))
-    table = model.hf.get_input_embeddings()
-    if top >= table.num_embeddings:
-        raise ValueError(f"task {task.name} has token id {top}, but {model.name} has {table.num_embeddings} tokens")
+    size = len(model.embeddings.weight)
+    if top >= size:
+        raise ValueError(f"task {task.name} has token id {top}, but {model.name} has {size} tokens")
 
 
 def two_sides(model: Model, task: Task, corruption: Corruption, seed: int) -> tuple[Tensor, Tensor, list[Intervention]]:
