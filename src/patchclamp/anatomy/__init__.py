@@ -1,0 +1,1 @@
+"""Where the sites of a model are: discovered from one traced call, whatever the architecture is called."""

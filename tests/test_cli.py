@@ -1,0 +1,165 @@
+"""The command, run in this process where that says enough and in a fresh one where imports or speed are the point."""
+
+import json
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from patchclamp import cli
+from tiny import build
+
+HELP = [
+    ["--help"],
+    ["investigate", "--help"],
+    ["doctor", "--help"],
+    ["study", "--help"],
+    ["studies", "--help"],
+    ["organisms", "--help"],
+    ["organisms", "train", "--help"],
+]
+HEAVY = ("torch", "transformers", "numpy", "plotly", "matplotlib", "sklearn", "scipy", "xarray")
+
+
+def run(*arguments: object) -> int:
+    """The exit status of the command in this process."""
+    with pytest.raises(SystemExit) as ended:
+        cli.main([str(argument) for argument in arguments])
+    return int(ended.value.code or 0)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("llama")
+    build("llama").save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("arguments", HELP, ids=" ".join)
+def test_help_shows_an_example_without_loading_a_room(arguments):
+    watched = f"import sys; from patchclamp import cli\ntry: cli.main({arguments})\n"
+    watched += f"finally: print([m for m in {HEAVY} if m in sys.modules], file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", watched], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0
+    assert done.stderr.strip() == "[]"
+    assert (
+        "For example:" in done.stdout and "patchclamp " + arguments[0].replace("--help", "investigate") in done.stdout
+    )
+
+
+def test_help_answers_within_half_a_second():
+    """Processor time of the child, so that a busy machine does not decide; the fastest of three."""
+    seconds = []
+    for _ in range(3):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run([sys.executable, "-m", "patchclamp", "--help"], check=True, capture_output=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    assert min(seconds) < 0.5
+
+
+def test_every_command_is_in_the_help(capsys):
+    assert run("--help") == 0
+    shown = capsys.readouterr().out
+    for name in ("investigate", "doctor", "study", "studies", "organisms"):
+        assert f"• {name}" in shown
+
+
+def test_doctor_prints_and_writes_the_certificate(checkpoint, tmp_path, capsys):
+    assert run("doctor", checkpoint, "--json", tmp_path / "made" / "certificate.json") == 0
+    shown = capsys.readouterr().out
+    assert "certificate: holds" in shown
+    assert "the MLP is dense: no experts" in shown
+    written = json.loads((tmp_path / "made" / "certificate.json").read_text())
+    assert written["holds"] is True and written["architecture"] == "LlamaForCausalLM"
+    sites = {row["site"]: row for row in written["sites"]}
+    assert sites["z.0"] == {
+        "site": "z.0",
+        "where": "input of model.layers.0.self_attn.o_proj",
+        "shape": "prompt × pos × head 4 × d_head 8",
+        "equation": "z = pattern @ v, the input of the out-projection",
+        "holds": True,
+    }
+    assert sites["k.0"]["shape"] == "prompt × pos × kv_head 2 × d_head 8"
+    assert sites["q.0"]["holds"] is None
+
+
+def test_doctor_ends_with_1_where_an_equation_fails(checkpoint, monkeypatch, capsys):
+    """A block whose output is more than the sum of its parts."""
+    import torch
+
+    from patchclamp import loading
+
+    plain = loading.load
+
+    def leaking(name, **options):
+        model = plain(name, **options)
+        model.hf.model.layers[1].register_forward_hook(lambda module, args, out: out + torch.ones_like(out))
+        return model
+
+    monkeypatch.setattr(loading, "load", leaking)
+    assert run("doctor", checkpoint) == 1
+    assert "DOES NOT HOLD" in capsys.readouterr().out
+
+
+def test_second_stacks_are_told_apart(tmp_path):
+    import patchclamp as pc
+
+    rows = {row["site"]: row for row in cli.places(pc.wrap(build("t5")))}
+    assert rows["encoder.z.0"]["where"].startswith("input of encoder.block.0")
+    assert rows["z.0"]["where"].startswith("input of decoder.block.0")
+    assert rows["encoder.z.0"]["holds"] is True and rows["cross_z.0"]["where"] != rows["z.0"]["where"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["doctor", "./no-such-folder"], "there is no folder"),
+        (["doctor", "organism:tails"], "Did you mean 'tales'?"),
+        (["organisms", "train", "tails"], "Did you mean 'tales'?"),
+    ],
+)
+def test_an_error_is_one_line_without_a_traceback(arguments, said, capsys):
+    assert run(*arguments) == 2
+    shown = capsys.readouterr().err
+    assert shown.startswith("patchclamp: ") and said in shown
+    assert shown.count("\n") == 1 and "Traceback" not in shown
+
+
+def test_debug_lets_the_error_through():
+    with pytest.raises(FileNotFoundError):
+        cli.main(["doctor", "./no-such-folder", "--debug"])
+
+
+@pytest.mark.parametrize(
+    "arguments", [["doctr"], ["doctor"], ["doctor", "x", "--jsn", "y"], ["investigate", "--n", "few"]]
+)
+def test_a_misspelt_command_line_ends_with_2(arguments):
+    assert run(*arguments) == 2
+
+
+def test_a_fault_of_ours_keeps_its_traceback(monkeypatch):
+    monkeypatch.setattr(cli.Doctor, "run", lambda self: [].nothing)
+    with pytest.raises(AttributeError):
+        cli.main(["doctor", "x"])
+
+
+def test_interrupted_ends_with_130(monkeypatch, capsys):
+    def interrupt(self):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli.Doctor, "run", interrupt)
+    assert run("doctor", "x") == 130
+    assert "interrupted" in capsys.readouterr().err
+
+
+def test_nothing_global_is_touched(checkpoint, capsys):
+    import torch
+
+    state, threads, here = torch.get_rng_state(), torch.get_num_threads(), dict(os.environ)
+    run("doctor", checkpoint)
+    assert torch.equal(state, torch.get_rng_state())
+    assert threads == torch.get_num_threads() and here == dict(os.environ)
