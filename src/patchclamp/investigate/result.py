@@ -1,0 +1,209 @@
+"""What an investigation found, as data: `.summary()`, `.to_dict()`, `.save(folder)`, and a page of HTML."""
+
+import json
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from patchclamp.certificate import Certificate
+from patchclamp.investigate.direction import Flip
+from patchclamp.investigate.heads import CHANCE, Heads
+from patchclamp.tasks import Baseline
+
+
+@dataclass(frozen=True, eq=False)
+class Tables:
+    """The tables of effects: exact and approximate, by layer and position and by head."""
+
+    positions: str
+    labels: tuple[str, ...]
+    streams: dict[str, xr.DataArray]
+    stream_attribution: xr.DataArray
+    heads: xr.DataArray | None
+    head_attribution: xr.DataArray | None
+    direct: xr.DataArray | None
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One sentence, what was measured for it, what its control gave, and whether it holds."""
+
+    claim: str
+    measured: float
+    control: float
+    control_name: str
+    interval: tuple[float, float]
+    holds: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Investigation:
+    """All that `investigate.run` found."""
+
+    model: str
+    task: str
+    prompts: int
+    seed: int
+    certificate: Certificate
+    behaviour: Baseline
+    tables: Tables
+    heads: Heads | None
+    flip: Flip
+    patterns: dict[str, Any] | None
+    example: str
+    seconds: float
+
+    @property
+    def findings(self) -> tuple[Finding, ...]:
+        """What was found, each beside its control."""
+        found = []
+        if self.heads is not None:
+            mean = self.heads.ablations[0]
+            named = ", ".join(head.removeprefix("z.") for head in self.heads.named)
+            found.append(
+                Finding(
+                    f"ablating {_count(self.heads.named, 'head')} ({named}) brings accuracy to chance or below",
+                    mean.accuracy,
+                    float(np.mean(mean.random_accuracy)),
+                    f"{len(mean.random_accuracy)} random sets of as many heads",
+                    mean.interval,
+                    mean.holds,
+                )
+            )
+        mean_random, most = self.flip.random_at_one
+        found.append(
+            Finding(
+                f"one direction at {self.flip.site}, position {self.flip.position}, flips the answer",
+                self.flip.at_one,
+                mean_random,
+                "random directions of the same norm",
+                (min(self.flip.random_flipped[self.flip.strengths.index(1.0)]), most),
+                self.flip.holds,
+            )
+        )
+        return tuple(found)
+
+    @property
+    def correlations(self) -> dict[str, float]:
+        """Pearson correlation of the linear approximation with the exact tables."""
+        pairs = {"resid_pre": (self.tables.streams["resid_pre"], self.tables.stream_attribution)}
+        if self.tables.heads is not None and self.tables.head_attribution is not None:
+            pairs["heads"] = (self.tables.heads, self.tables.head_attribution)
+        return {name: float(np.corrcoef(a.values.ravel(), b.values.ravel())[0, 1]) for name, (a, b) in pairs.items()}
+
+    def sentences(self) -> tuple[str, ...]:
+        """The findings in words, with their numbers."""
+        said = [
+            f"{self.model} does {self.task}: accuracy {self.behaviour.accuracy:.0%}, "
+            f"logit difference {self.behaviour.clean:.2f} clean and {self.behaviour.corrupted:.2f} corrupted."
+        ]
+        if self.heads is not None:
+            mean = self.heads.ablations[0]
+            names = ", ".join(f"`{head}`" for head in self.heads.named)
+            verb = "It needs" if mean.holds else "No set of heads was found that it needs; the strongest were"
+            said.append(
+                f"{verb} {names}: with these ablated, accuracy falls from {self.heads.clean_accuracy:.0%} to "
+                f"{mean.accuracy:.0%}; with random sets of as many heads it is {np.mean(mean.random_accuracy):.0%} "
+                f"(95 % of sets: {mean.interval[0]:.0%} to {mean.interval[1]:.0%})."
+            )
+        mean_random, _ = self.flip.random_at_one
+        verb = "flips" if self.flip.holds else "flips no more than"
+        said.append(
+            f"The mean difference at `{self.flip.site}`, position {self.flip.position}, {verb} {self.flip.at_one:.0%} "
+            f"of held-out prompts; random directions of its norm flip {mean_random:.0%}."
+        )
+        return tuple(said)
+
+    def summary(self) -> Any:
+        """A short summary for the terminal (a rich renderable)."""
+        from patchclamp.views.terminal import summary
+
+        rows = [
+            {
+                "finding": f.claim,
+                "measured": round(f.measured, 3),
+                "control": round(f.control, 3),
+                "holds": f.holds,
+            }
+            for f in self.findings
+        ]
+        return summary(f"{self.model} · {self.task}", rows, self.sentences())
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON: every number that the report shows."""
+        heads, flip = self.heads, self.flip
+        return {
+            "model": self.model,
+            "task": self.task,
+            "prompts": self.prompts,
+            "seed": self.seed,
+            "seconds": round(self.seconds, 2),
+            "versions": {name: version(name) for name in ("patchclamp", "torch", "transformers")},
+            "certificate": self.certificate.to_dict(),
+            "behaviour": vars(self.behaviour) | {"holds": self.behaviour.holds},
+            "heads": [] if heads is None else list(heads.named),
+            "findings": [vars(finding) for finding in self.findings],
+            "ablations": []
+            if heads is None
+            else [vars(a) | {"interval": a.interval, "holds": a.holds, "chance": CHANCE} for a in heads.ablations],
+            "clean_accuracy": None if heads is None else heads.clean_accuracy,
+            "accuracy_after_each_head": [] if heads is None else list(heads.accuracy_after),
+            "direction": {
+                "site": flip.site,
+                "position": flip.position,
+                "states": flip.states,
+                "norm": float(flip.vector.norm()),
+                "strengths": flip.strengths,
+                "flipped": flip.flipped,
+                "random_flipped": flip.random_flipped,
+                "holds": flip.holds,
+            },
+            "correlation_of_attribution_with_exact": self.correlations,
+            "attention": None if self.patterns is None else self.patterns["to_roles"],
+            "tables": {
+                **{f"exact {name}": _table(t) for name, t in self.tables.streams.items()},
+                "attribution resid_pre": _table(self.tables.stream_attribution),
+                **({"exact heads": _table(self.tables.heads)} if self.tables.heads is not None else {}),
+                **(
+                    {"attribution heads": _table(self.tables.head_attribution)}
+                    if self.tables.head_attribution is not None
+                    else {}
+                ),
+                **({"direct effect": _table(self.tables.direct)} if self.tables.direct is not None else {}),
+            },
+        }
+
+    def save(self, folder: str | Path) -> Path:
+        """Write `report.html` and `results.json` into `folder`; returns the report's path."""
+        from patchclamp.investigate.page import page
+
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        partial = folder / "results.json.partial"
+        partial.write_text(json.dumps(self.to_dict(), indent=1, default=_plain))
+        partial.replace(folder / "results.json")
+        return page(self).save(folder / "report.html")
+
+    def _repr_html_(self) -> str:
+        from patchclamp.views.notebook import html_table
+
+        return html_table([vars(finding) for finding in self.findings], caption=f"{self.model}: {self.task}")
+
+
+def _count(items: tuple, noun: str) -> str:
+    return f"{len(items)} {noun}" + ("" if len(items) == 1 else "s")
+
+
+def _table(array: xr.DataArray) -> dict[str, Any]:
+    coords = {str(name): array.coords[name].values.tolist() for name in array.dims if name in array.coords}
+    return {"dims": list(array.dims), "coords": coords, "values": array.values.tolist(), **array.attrs}
+
+
+def _plain(value: Any) -> Any:
+    if hasattr(value, "item"):
+        return value.item()
+    raise TypeError(f"{type(value).__name__} has no place in JSON")
