@@ -49,7 +49,6 @@ class Investigate:
 
         model = load(self.model)
         found = investigate.run(model, task_called(self.task, model, self.n, self.seed), out=self.out, seed=self.seed)
-        found.save(self.out)
         _show(found.summary())
         print(f"report: {self.out / 'report.html'}")
         _write(self.json_file, found.to_dict)
@@ -109,20 +108,21 @@ class Study:
     model: Annotated[str | None, tyro.conf.arg(metavar="MODEL", help_behavior_hint="(default: the study's own)")] = None
     """organism:NAME, folder or hub id; `random` is the same network with random weights, where no finding may hold"""
     out: Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="(default: nowhere)")] = None
-    """folder for the verdict, as NAME.json"""
+    """folder for verdict.json and report.html"""
     seed: Seed = 0
     json_file: JsonFile = None
 
     def run(self) -> int:
         from patchclamp import studies, views
 
-        verdict = studies.run(self.name, full=self.full, model=self.model, seed=self.seed).to_dict()
+        verdict = studies.run(self.name, full=self.full, model=self.model, seed=self.seed, out=self.out).to_dict()
         columns = ("claim", "kind", "measured", "interval", "threshold", "control", "holds")
         claims = [{column: claim.get(column) for column in columns} for claim in verdict["claims"]]
         _show(views.summary(f"{verdict['study']}: {verdict['paper']}", claims))
         print(f"{verdict['study']} on {verdict['organism']}: {'holds' if verdict['holds'] else 'does not hold'}")
+        if self.out is not None:
+            print(f"report: {self.out / 'report.html'}")
         _write(self.json_file, lambda: verdict)
-        _write(None if self.out is None else self.out / f"{self.name}.json", lambda: verdict)
         return 0
 
 
@@ -138,8 +138,7 @@ class Studies:
     def run(self) -> int:
         from patchclamp import studies, views
 
-        found = [studies.load(name) for name in studies.names()]
-        rows = [{"study": one.name, "paper": one.paper, "seed": one.seed, "room": one.room} for one in found]
+        rows = studies.rows()
         _show(views.summary(f"{len(rows)} studies", rows))
         _write(self.json_file, lambda: rows)
         return 0
