@@ -19,6 +19,7 @@ class Tokens:
     mask: Bool[Tensor, "prompt pos"]
     text: tuple[str, ...] | None = None
     offsets: tuple[tuple[tuple[int, int], ...], ...] | None = None
+    given: Int[Tensor, "prompt"] | None = None  # the padding before each prompt, before `moved_left`
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -29,14 +30,15 @@ class Tokens:
 
     @property
     def frame(self) -> Frame:
-        return replace(Frame.of_mask(self.mask), texts=self.text, offsets=self.offsets)
+        return replace(Frame.of_mask(self.mask), texts=self.text, offsets=self.offsets, given=self.given)
 
     def moved_left(self, pad: int) -> "Tokens":
         """The same prompts with their padding before them, for generation."""
         if not self.padded:
             return self
         rows = [row[keep] for row, keep in zip(self.ids, self.mask, strict=True)]
-        return replace(pad_rows([row.tolist() for row in rows], pad, left=True), text=self.text, offsets=self.offsets)
+        moved = pad_rows([row.tolist() for row in rows], pad, left=True)
+        return replace(moved, text=self.text, offsets=self.offsets, given=self.frame.left)
 
 
 def pad_rows(rows: list[list[int]], pad: int, *, left: bool = False) -> Tokens:
@@ -46,14 +48,19 @@ def pad_rows(rows: list[list[int]], pad: int, *, left: bool = False) -> Tokens:
     width = max(len(row) for row in rows)
     fill = [[pad] * (width - len(row)) for row in rows]
     ids = [f + r if left else r + f for r, f in zip(rows, fill, strict=True)]
-    mask = [[left is False] * len(r) + [left] * len(f) if not left else [False] * len(f) + [True] * len(r) for r, f in zip(rows, fill, strict=True)]
+    mask = [
+        [left is False] * len(r) + [left] * len(f) if not left else [False] * len(f) + [True] * len(r)
+        for r, f in zip(rows, fill, strict=True)
+    ]
     return Tokens(torch.tensor(ids), torch.tensor(mask, dtype=torch.bool))
 
 
 def tokenize(texts: list[str], tokenizer: Any, pad: int) -> Tokens:
     """Strings as right-padded ids, with the character range of each token where the tokenizer knows it."""
     if tokenizer is None:
-        raise TypeError("this model has no tokenizer, so that prompts must be token ids: pc.wrap(module, tokenizer=...)")
+        raise TypeError(
+            "this model has no tokenizer, so that prompts must be token ids: pc.wrap(module, tokenizer=...)"
+        )
     fast = getattr(tokenizer, "is_fast", False)
     encoded = [tokenizer(text, return_offsets_mapping=fast, return_attention_mask=False) for text in texts]
     tokens = pad_rows([list(e["input_ids"]) for e in encoded], pad)

@@ -6,10 +6,9 @@ The same list means the same in `model.run`, in `model.generate` and in `model.u
 in the order of the list; each sees what the one before it left. `save` and `load` keep them as JSON + safetensors.
 """
 
-import inspect
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,13 +17,10 @@ from torch import Tensor
 
 from patchclamp.positions import Frame, Position, PositionError, Span
 from patchclamp.recording import Recording
-from patchclamp.sites import Site, SiteError
+from patchclamp.selection import InterventionError, Selection
+from patchclamp.sites import Site, SiteError, parse
 
 When = Literal["all", "prompt", "generated"]
-
-
-class InterventionError(ValueError):
-    """An intervention that cannot be carried out as it is written."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,182 +48,109 @@ class Intervention:
 
     def apply(self, x: Tensor, site: Site, frame: Frame) -> Tensor:
         """`x`, the site's whole tensor in one forward pass, with this done to it; a new tensor, of x's dtype."""
-        y = x.movedim(site.pos_axis, 1) if site.pos_axis != 1 and x.ndim > 2 else x
-        frame = frame.seen(y.shape[1]) if y.ndim > 1 else frame
+        y = x.movedim(site.pos_axis, 1) if frame.ordered else x.unsqueeze(1)
+        frame = self._fitted(frame, y, site)
         columns = frame.columns(self.pos)
-        if columns is None:
-            columns = torch.arange(frame.start, frame.start + frame.length).expand(len(y), -1)
-        rows, local, ordinals = frame.local(columns, self.when)
-        if self.rows is not None:
-            chosen = torch.isin(rows, torch.tensor(self.rows))
-            rows, local, ordinals = rows[chosen], local[chosen], ordinals[chosen]
+        columns = frame.everything if columns is None else columns
+        found = frame.local(columns, self.when)
+        chosen = found if self.rows is None else tuple(t[torch.isin(found[0], torch.tensor(self.rows))] for t in found)
+        rows, local, ordinals = chosen
         if len(rows) == 0:
             return x
-        unit = () if site.unit is None else (site.unit,)
-        at = (rows.to(y.device), local.to(y.device), *unit)
-        picked = _Picked(y, site, frame, columns, rows, local, ordinals)
-        new = self._values(y[at], picked)
+        selection = Selection(y, site, frame, repr(self), self.pos, columns, rows, local, ordinals)
+        at = rows.to(y.device), local.to(y.device)
+        if self.fn is not None:
+            new = selection.edited(self.fn).to(device=y.device, dtype=y.dtype)
+            if site.unit is None and len(rows) == len(y) * y.shape[1]:
+                return self._back(new, site, frame)
+            new = new[at]
+        else:
+            new = self._values(selection.whole[at], selection, found).to(device=y.device, dtype=y.dtype)
         out = y.clone()
-        out[at] = new.to(device=y.device, dtype=y.dtype)
-        return out.movedim(1, site.pos_axis) if y is not x else out
+        out[at if site.unit is None else (*at, site.unit)] = new
+        return self._back(out, site, frame)
 
-    def _values(self, x: Tensor, picked: "_Picked") -> Tensor:
+    def _back(self, y: Tensor, site: Site, frame: Frame) -> Tensor:
+        return y.movedim(1, site.pos_axis) if frame.ordered else y.squeeze(1)
+
+    def _fitted(self, frame: Frame, y: Tensor, site: Site) -> Frame:
+        """The frame of `y`, once `pos`, `when` and `rows` are known to mean something there."""
+        if not frame.ordered:
+            if self.pos is not None or self.when != "all" or (self.rows is not None and len(y) != frame.batch):
+                raise InterventionError(
+                    f"{self}: what {site} returns, {[len(y), *y.shape[2:]]}, is not by prompt and token"
+                )
+            frame = replace(Frame.plain(len(y), 1), ordered=False)
+        bad = [row for row in self.rows or () if not 0 <= row < frame.batch]
+        if bad:
+            raise InterventionError(f"{self}: rows={bad} of {frame.batch} prompts, which are 0 to {frame.batch - 1}")
+        return frame.seen(y.shape[1])
+
+    def _values(self, x: Tensor, selection: Selection, found: tuple[Tensor, Tensor, Tensor]) -> Tensor:
         """New values for the selected entries `x` [selected, ...]."""
         match self.op:
             case "add":
-                return x + self.amount * picked.fit(self.value, self).to(device=x.device, dtype=x.dtype)
+                assert self.value is not None
+                return x + self.amount * selection.fit(self.value).to(device=x.device, dtype=x.dtype)
             case "scale":
                 return x * self.amount
+            case "patch" | "ablate" | "clamp" if self.value is not None:
+                return selection.fit(self.value).expand(x.shape)
             case "patch":
-                return picked.fit(self.value, self) if self.source is None else picked.recorded(self)
+                assert self.source is not None
+                return selection.recorded(self.source)
             case "ablate":
-                return self._ablated(x, picked)
-            case "project_out" | "clamp":
-                return self._along(x)
-            case "edit":
-                return picked.edited(self)
+                return self._ablated(x, selection, found)
+            case "project_out":
+                return self._without(x)
+            case "clamp":
+                return self._held(x)
         raise InterventionError(f"no intervention is called {self.op!r}")
 
-    def _ablated(self, x: Tensor, picked: "_Picked") -> Tensor:
-        if self.value is not None:
-            return picked.fit(self.value, self).expand(x.shape)
+    def _ablated(self, x: Tensor, selection: Selection, found: tuple[Tensor, Tensor, Tensor]) -> Tensor:
         if self.to == "zero":
             return torch.zeros_like(x)
-        y = picked.whole()
-        if len(y) < 2:
+        if selection.frame.batch < 2:
             raise InterventionError(
                 f"{self}: to={self.to!r} takes values from the other prompts of the batch, and there is one prompt; "
                 "pass a tensor instead, such as run.recording.mean(site)"
             )
-        if self.to == "mean":
-            return y.mean(0, keepdim=True).expand_as(y)[picked.rows.to(y.device), picked.local.to(y.device)]
-        generator = torch.Generator().manual_seed(self.seed)
-        order = torch.randperm(len(y), generator=generator)
-        other = torch.empty_like(order)
-        other[order] = order.roll(1)  # every prompt takes from another one
-        return y[other[picked.rows].to(y.device), picked.local.to(y.device)]
+        return selection.mean(*found) if self.to == "mean" else selection.resampled(*found, self.seed)
 
-    def _along(self, x: Tensor) -> Tensor:
+    def _directions(self, x: Tensor) -> Tensor:
+        """[n, feature], in at least single precision."""
+        assert self.direction is not None
+        if self.direction.ndim not in (1, 2) or self.direction.shape[-1] != x.shape[-1]:
+            raise InterventionError(f"{self} has directions {list(self.direction.shape)} for {x.shape[-1]} features")
+        exact = torch.promote_types(x.dtype, torch.float32)
+        return self.direction.reshape(-1, x.shape[-1]).to(device=x.device, dtype=exact)
+
+    def _without(self, x: Tensor) -> Tensor:
+        directions = self._directions(x)
+        _, sizes, rows = torch.linalg.svd(directions, full_matrices=False)
+        basis = rows[sizes > sizes.max() * 1e-6]  # of dependent directions, what they span
+        if len(basis) == 0:
+            raise InterventionError(f"{self}: a direction of zeros points nowhere")
+        exact = x.to(basis.dtype)
+        return exact - exact @ basis.T @ basis
+
+    def _held(self, x: Tensor) -> Tensor:
         if self.direction is None:
-            return torch.full_like(x, self.amount) if self.value is None else self.value.to(x).expand(x.shape)
-        basis = torch.linalg.qr(self.direction.reshape(-1, x.shape[-1]).float().T).Q.to(x)
-        along = x @ basis
-        if self.op == "project_out":
-            return x - along @ basis.T
-        unit = self.direction.to(x) / self.direction.norm().to(x)
-        return x + (self.amount - x @ unit)[..., None] * unit
+            return torch.full_like(x, self.amount)
+        direction = self._directions(x)
+        if len(direction) != 1 or not bool(direction.any()):
+            raise InterventionError(f"{self} holds the component along one direction, which is not zero")
+        unit = direction[0] / direction[0].norm()
+        exact = x.to(unit.dtype)
+        return exact + (self.amount - exact @ unit)[..., None] * unit
 
 
-@dataclass
-class _Picked:
-    """The entries that an intervention selects, and how values from elsewhere line up with them."""
-
-    y: Tensor  # [prompt, pos, (unit), ...]
-    site: Site
-    frame: Frame
-    columns: Tensor
-    rows: Tensor
-    local: Tensor
-    ordinals: Tensor
-
-    def whole(self) -> Tensor:
-        return self.y if self.site.unit is None else self.y[:, :, self.site.unit]
-
-    def fit(self, value: Tensor | None, of: Intervention) -> Tensor:
-        """A value by what its shape says: [feature], [prompt, feature], [prompt, n, feature] or [prompt, pos, feature]."""
-        assert value is not None
-        like = self.whole()
-        tail = list(like.shape[2:])
-        value = value.to(like.device)
-        if value.numel() == 1 or list(value.shape) == tail:
-            return value.reshape(tail) if value.numel() > 1 else value.reshape(())
-        body = list(value.shape[-len(tail) :]) if tail else []
-        lead = list(value.shape[: value.ndim - len(tail)])
-        batch = self.frame.batch
-        if body == tail and len(lead) == 1 and lead[0] in (1, batch):
-            return value.expand(batch, *tail)[self.rows]
-        if body == tail and len(lead) == 2 and lead[0] in (1, batch):
-            value = value.expand(batch, *value.shape[1:])
-            if lead[1] == 1:
-                return value[self.rows, 0]
-            if lead[1] == self.columns.shape[1] and of.pos is not None:
-                return value[self.rows, self.ordinals]
-            if lead[1] == self.frame.prompt:
-                return value[self.rows, self._within(self.local + self.frame.start, lead[1], of)]
-        raise InterventionError(
-            f"{of} has a value of shape {list(value.shape)}, which does not fit {self.site} {list(like.shape)}: give "
-            f"{tail}, or [{batch}, *{tail}] (one a prompt), or [{batch}, {self.columns.shape[1]}, *{tail}] (one a position)"
-        )
-
-    def _within(self, columns: Tensor, size: int, of: Intervention) -> Tensor:
-        if bool((columns >= size).any()):
-            raise InterventionError(
-                f"{of} reaches position {int(columns.max())}, but its source ends at {size - 1}; "
-                'use when="prompt", or pos= for the positions that the source has'
-            )
-        return columns
-
-    def recorded(self, of: Intervention) -> Tensor:
-        """Values from another run: the same position of the same row, each counted in its own run's padding."""
-        source = of.source
-        assert source is not None
-        try:
-            value = source[self.site]
-        except KeyError as error:
-            raise InterventionError(f"{of}: {error.args[0]}") from None
-        axis = self.site.pos_axis - (1 if self.site.unit is not None and self.site.unit_axis == 1 else 0)
-        value = value.movedim(axis, 1) if axis != 1 else value
-        batch = self.frame.batch
-        if len(value) not in (1, batch):
-            raise InterventionError(f"{of} takes from a run of {len(value)} prompts, but this run has {batch}")
-        theirs = source.frame
-        if source.columns is not None:  # the source kept some positions only
-            place = self._among_kept(source, of)
-        elif of.pos is None:
-            place = self.local + self.frame.start - self.frame.left[self.rows] + theirs.left[self._row(theirs)]
-        else:
-            wanted = theirs.columns(of.pos, generated=False)
-            assert wanted is not None
-            if wanted.shape[1] != self.columns.shape[1]:
-                raise InterventionError(f"{of} selects {self.columns.shape[1]} positions here and {wanted.shape[1]} there")
-            place = wanted[self._row(theirs), self.ordinals]
-        place = self._within(place, value.shape[1], of)
-        rows = self.rows if len(value) > 1 else torch.zeros_like(self.rows)
-        return value[rows.to(value.device), place.to(value.device)]
-
-    def _row(self, theirs: Frame) -> Tensor:
-        return self.rows if theirs.batch > 1 else torch.zeros_like(self.rows)
-
-    def _among_kept(self, source: Recording, of: Intervention) -> Tensor:
-        assert source.columns is not None
-        rows = self._row(source.frame)
-        logical = self.local + self.frame.start - self.frame.left[self.rows]
-        if isinstance(of.pos, int) and of.pos < 0:
-            logical = source.frame.count[rows] + of.pos
-        column = logical + source.frame.left[rows]
-        match = source.columns[rows] == column[:, None]
-        if not bool(match.any(1).all()):
-            raise InterventionError(f"{of} takes positions that its source did not keep")
-        return match.int().argmax(1)
-
-    def edited(self, of: Intervention) -> Tensor:
-        assert of.fn is not None
-        x = self.whole()
-        context = {"site": self.site, "frame": self.frame, "start": self.frame.start}
-        accepts = inspect.signature(of.fn).parameters.values()
-        if not any(p.kind is p.VAR_KEYWORD for p in accepts):
-            names = [p.name for p in accepts]
-            context = {name: value for name, value in context.items() if name in names}
-        new = of.fn(x, **context)
-        if not isinstance(new, Tensor) or new.shape != x.shape:
-            got = list(new.shape) if isinstance(new, Tensor) else type(new).__name__
-            raise InterventionError(f"{of}: the function returned {got}, but it was given {list(x.shape)} and must keep it")
-        return new[self.rows.to(new.device), self.local.to(new.device)]
-
-
-def _make(op: str, site: "str | Site", pos: Position, rows: Sequence[int] | None, when: When, **rest: Any) -> Intervention:
+def _make(
+    op: str, site: "str | Site", pos: Position, rows: Sequence[int] | None, when: When, **rest: Any
+) -> Intervention:
     if when not in ("all", "prompt", "generated"):
         raise InterventionError(f"when={when!r}: it is 'all', 'prompt' or 'generated'")
+    parse(str(site))
     return Intervention(op, str(site), pos, None if rows is None else tuple(rows), when, **rest)
 
 
@@ -259,7 +182,10 @@ def ablate(
     when: When = "all",
     seed: int = 0,
 ) -> Intervention:
-    """Remove: to "zero", to the "mean" over the batch's prompts at each position, to another prompt's ("resample"), or to a tensor."""
+    """Remove: to "zero", to the "mean" over the batch's prompts, to another prompt's value ("resample"), or to a tensor.
+
+    Prompts are compared at the positions that `pos` names, or else at equal distance from their first tokens.
+    """
     if isinstance(to, str):
         if to not in ("zero", "mean", "resample"):
             raise InterventionError(f"to={to!r}: ablation goes to 'zero', 'mean', 'resample' or a tensor")
@@ -320,7 +246,7 @@ def edit(
     rows: Sequence[int] | None = None,
     when: When = "all",
 ) -> Intervention:
-    """Any function `fn(activation, **context) -> activation`, on [prompt, pos, ...]; not saved to disk.
+    """Any function `fn(activation, **context) -> activation`, on the site's tensor as it is recorded; not saved to disk.
 
     `context` has `site`, `frame` (padding and lengths) and `start` (the first position of this forward pass).
     """
@@ -335,6 +261,7 @@ def save(interventions: Sequence[Intervention], folder: str | Path) -> None:
 
     folder = Path(folder)
     rows, tensors = [], {}
+    sources: dict[int, dict[str, Any]] = {}
     for index, item in enumerate(interventions):
         if item.op == "edit":
             raise InterventionError(f"{item} holds a Python function and cannot be saved; the other kinds can")
@@ -345,7 +272,9 @@ def save(interventions: Sequence[Intervention], folder: str | Path) -> None:
             if tensor is not None:
                 tensors[f"{index}.{name}"] = tensor.contiguous()
         if item.source is not None:
-            row["source"] = item.source.pack(f"{index}.source", tensors)
+            if id(item.source) not in sources:
+                sources[id(item.source)] = item.source.pack(f"{index}.source", tensors)
+            row["source"] = sources[id(item.source)]
         rows.append(row)
     folder.mkdir(parents=True, exist_ok=True)
     save_file({key: t.detach().cpu().clone() for key, t in tensors.items()}, folder / "interventions.safetensors")

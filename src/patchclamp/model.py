@@ -1,17 +1,17 @@
 """A model as it is, with its anatomy beside it: run it, record it, change what passes through it.
 
-    model = pc.load("organism:tales")
-    run = model.run("When Mary and John went to the store, John gave a drink to", record="z.*")
-    run.logits, run["z.2.1"]
-    model.generate("The day", do=[pc.add("resid_post.2", direction, scale=4)], max_new_tokens=12).text
-    with model.under(do=[pc.ablate("z.2.1")], record="resid_post.*") as run:
-        loss = model.hf(**batch).loss
+model = pc.load("organism:tales")
+run = model.run("When Mary and John went to the store, John gave a drink to", record="z.*")
+run.logits, run["z.2.1"]
+model.generate("The day", do=[pc.add("resid_post.2", direction, scale=4)], max_new_tokens=12).text
+with model.under(do=[pc.ablate("z.2.1")], record="resid_post.*") as run:
+    loss = model.hf(**batch).loss
 """
 
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, cast
 
@@ -24,9 +24,10 @@ from patchclamp.certificate import Certificate, certify
 from patchclamp.inputs import Tokens, as_tokens
 from patchclamp.interventions import Intervention
 from patchclamp.positions import Frame, Position
-from patchclamp.recording import Recording, as_keeps
+from patchclamp.recording import Recording
 from patchclamp.runtime import NeverFired, Session, Stopped
 from patchclamp.sites import Site, SiteError
+from patchclamp.tape import as_keeps
 from patchclamp.weights import Weights
 
 Record = Any
@@ -194,17 +195,19 @@ class Model:
         arguments, tokens = self._arguments(inputs, attention_mask)
         keeps = as_keeps(record, positions)
         end = self._stop(stop, keeps)
-        if grad is not None and (not keeps or end is not None):
+        if grad is not None and (not keeps or end):
             raise ValueError("grad= needs sites to differentiate by (record=) and a whole forward pass (no stop=)")
-        frame = None if tokens is None else tokens.frame
-        session = Session(self.hf, self.anatomy, keeps, _several(do), frame=frame, grad=grad is not None, stop=end)
+        frames = {} if tokens is None else {"": tokens.frame}
+        if frames and self._encodes:
+            frames["encoder"] = frames[""]
+        session = Session(self.hf, self.anatomy, keeps, _several(do), frames=frames, grad=grad is not None, stop=end)
         output = None
         with torch.set_grad_enabled(grad is not None):
             with session:
                 try:
                     output = self.hf(**arguments)
                 except Stopped:
-                    if end is None:
+                    if not end:
                         raise
             logits = None if output is None else _logits(output)
             gradients = None
@@ -236,17 +239,25 @@ class Model:
         if not hasattr(self.hf, "generate"):
             raise TypeError(f"{type(self.hf).__name__} cannot generate: it has no generate() of its own")
         tokens = self.tokens(inputs, attention_mask).moved_left(self.pad)
-        encoder = bool(getattr(self.hf.config, "is_encoder_decoder", False))
-        frame = None if encoder else _reaching(tokens.frame, max_new_tokens)
-        session = Session(self.hf, self.anatomy, as_keeps(record), _several(do), frame=frame)
+        frames = {"encoder": tokens.frame} if self._encodes else {"": replace(tokens.frame, reach=max_new_tokens)}
+        session = Session(self.hf, self.anatomy, as_keeps(record), _several(do), frames=frames, reach=max_new_tokens)
+        # Only what is said here: a checkpoint's own defaults (beams, penalties, truncation) would change the meaning.
+        options: dict[str, Any] = {
+            "num_beams": 1,
+            "repetition_penalty": 1.0,
+            "temperature": None,
+            "top_p": None,
+            "top_k": None,
+        }
+        if do_sample:
+            options |= {"temperature": temperature, "top_p": 1.0, "top_k": 0, "min_p": None, "typical_p": 1.0}
+        if self._accepts("logits_to_keep") and any(site.kind in ("logits", "module") for site in session.stages):
+            options["logits_to_keep"] = 0  # all of the prompt's, not the last one's alone
         ids, mask = tokens.ids.to(self.device), tokens.mask.to(self.device)
-        options: dict[str, Any] = {"temperature": temperature, "top_p": 1.0, "top_k": 0} if do_sample else {}
-        if not do_sample:
-            options = {"temperature": None, "top_p": None, "top_k": None}
         devices = [self.device] if self.device.type == "cuda" else []
         with torch.no_grad(), torch.random.fork_rng(devices=devices), session:
             torch.manual_seed(seed)
-            out = cast(Any, self.hf).generate(
+            out = self.hf.generate(
                 input_ids=ids,
                 attention_mask=mask.long(),
                 max_new_tokens=max_new_tokens,
@@ -256,7 +267,7 @@ class Model:
                 disable_compile=True,
                 **options,
             )
-        width = 0 if encoder else ids.shape[1]
+        width = 0 if self._encodes else ids.shape[1]
         texts = new = None
         if self.tokenizer is not None:
             texts = self.tokenizer.batch_decode(out, skip_special_tokens=True)
@@ -276,7 +287,7 @@ class Model:
         try:
             with session:
                 yield run
-                if not session.forwards:
+                if not session.passes.count:
                     raise NeverFired("the block under model.under(...) ended without a forward pass of model.hf")
         finally:
             handle.remove()
@@ -292,7 +303,9 @@ class Model:
         arguments: dict[str, Any] = {name: tokens.ids.to(self.device)}
         if tokens.padded or attention_mask is not None:
             if not self._accepts("attention_mask"):
-                raise ValueError(f"{type(self.hf).__name__} takes no attention_mask: run prompts of one length together")
+                raise ValueError(
+                    f"{type(self.hf).__name__} takes no attention_mask: run prompts of one length together"
+                )
             arguments["attention_mask"] = tokens.mask.long().to(self.device)
             if bool((tokens.frame.left > 0).any()) and self._accepts("position_ids") and not self._own_positions:
                 positions = (tokens.mask.long().cumsum(1) - 1).clamp_min(0)
@@ -320,30 +333,29 @@ class Model:
     def _first(self) -> str:
         return next(iter(self._parameters))
 
+    @property
+    def _encodes(self) -> bool:
+        """Whether the prompts go to an encoder, and the output comes from a decoder."""
+        return bool(getattr(getattr(self.hf, "config", None), "is_encoder_decoder", False))
+
     @cached_property
     def _own_positions(self) -> bool:
         """Models that derive positions from the padding themselves, and count them differently."""
         return any(hasattr(m, "create_position_ids_from_input_ids") for m in self.hf.modules())
 
-    def _stop(self, stop: "str | Site | bool | None", keeps: list) -> Site | None:
+    def _stop(self, stop: "str | Site | bool | None", keeps: list) -> list[Site]:
+        """The sites after which the pass may end; none where it must go on, for logits at least."""
         if stop is None or stop is False:
-            return None
+            return []
         if stop is True:
-            sites = [s for k in keeps for p in k.patterns for s in self.anatomy.inventory.expand(p)]
+            sites = [s.whole for k in keeps for p in k.patterns for s in self.anatomy.inventory.expand(p)]
             if not sites:
                 raise ValueError("stop=True ends after the last recorded site, and record= names none")
-            order = {site: rank for rank, site in enumerate(self.anatomy.taps)}
-            blocks = [s for s in sites if s.layer is not None]
-            if len(blocks) < len(sites) and any(s.kind in ("final_norm", "final_norm_scale", "logits") for s in sites):
-                return None
-            from patchclamp.sites import ORDER
-
-            last = max(blocks or sites, key=lambda s: (s.layer or 0, ORDER.get(s.kind, 0), order.get(s.whole, 0)))
-            return last.whole
+            return [] if any(s.kind == "logits" for s in sites) else sites
         found = self.anatomy.inventory.expand(stop)
         if len(found) != 1:
             raise SiteError(f"stop={stop!r} names {len(found)} sites; the pass ends at one")
-        return found[0].whole
+        return [found[0].whole]
 
     def _raw_run(self, arguments: dict[str, Any], record: Record, do: Sequence[Intervention] = ()) -> Run:
         """A run on the model's own arguments, for the certificate."""
@@ -375,9 +387,3 @@ def _logits(output: Any) -> Tensor | None:
 def _fill(run: Run, session: Session, output: Any) -> None:
     if session._active():
         run.output, run.logits, run.recording = output, _logits(output), session.recording()
-
-
-def _reaching(frame: Frame, new: int) -> Frame:
-    from dataclasses import replace
-
-    return replace(frame, reach=new)

@@ -4,10 +4,9 @@ A `Session` is the only thing in the package that touches a module. It registers
 exactly those. It acts in the thread that opened it, so that two threads may run two experiments on one model.
 """
 
-import inspect
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -19,9 +18,11 @@ from patchclamp.anatomy.discover import Anatomy, Tap
 from patchclamp.anatomy.experts import RouterWatch, combine, neurons, routing
 from patchclamp.anatomy.views import Moment
 from patchclamp.interventions import Intervention
+from patchclamp.passes import Passes
 from patchclamp.positions import Frame
-from patchclamp.recording import Keep, Recording, Tape
-from patchclamp.sites import ORDER, Site
+from patchclamp.recording import Recording
+from patchclamp.sites import ORDER, Site, SiteError
+from patchclamp.tape import Keep, Tape
 
 
 class NeverFired(RuntimeError):
@@ -59,8 +60,8 @@ def _stack() -> list["Session"]:
 class Session:
     """Records and intervenes while it is open.
 
-    `frame` describes the prompts where they are known beforehand (`run`, `generate`); otherwise it is read off the
-    arguments of each forward pass (`under`).
+    `frames` describe the prompts where they are known beforehand (`run`, `generate`), by stack; otherwise they are read
+    off the arguments of each forward pass (`under`). The pass ends once all sites of `stop` have been visited.
     """
 
     def __init__(
@@ -70,19 +71,20 @@ class Session:
         keeps: Sequence[Keep],
         do: Sequence[Intervention],
         *,
-        frame: Frame | None = None,
+        frames: Mapping[str, Frame] | None = None,
+        reach: int = 0,
         grad: bool = False,
-        stop: Site | None = None,
+        stop: Sequence[Site] = (),
     ):
-        self.module, self.anatomy, self.frame, self.grad, self.stop = module, anatomy, frame, grad, stop
+        self.module, self.anatomy, self.grad, self.stop = module, anatomy, grad, tuple(stop)
+        self.passes = Passes(anatomy, frames or {}, reach)
         self.modules = dict(module.named_modules())
         self.stages: dict[Site, Stage] = {}
-        self.tapes: list[Tape] = []
+        self.tapes: dict[Site, Tape] = {}
         self.handles: list[Any] = []
-        self.frames: dict[str, Frame] = {}
+        self.notes: list[Any] = []
         self.block_inputs: dict[str, Tensor] = {}
         self.watches: list[Any] = []
-        self.forwards = 0
         self.touched: set[int] = set()
         self.do = list(do)
         for item in self.do:
@@ -93,11 +95,19 @@ class Session:
         for want in keeps:
             for pattern in want.patterns:
                 for site in anatomy.inventory.expand(pattern):
-                    tape = Tape(want, site)
-                    self.tapes.append(tape)
-                    self._stage(site).tapes.append(tape)
-        if stop is not None:
-            self._stage(stop)
+                    self._keep(want, site)
+        for site in self.stop:
+            self._stage(site)
+
+    def _keep(self, want: Keep, site: Site) -> None:
+        if site in self.tapes:
+            if not self.tapes[site].want.same(want):
+                raise ValueError(
+                    f"record= asks for {site} twice, with different settings: {self.tapes[site].want} and {want}"
+                )
+            return
+        self.tapes[site] = tape = Tape(want, site)
+        self._stage(site).tapes.append(tape)
 
     def _stage(self, site: Site) -> Stage:
         whole = site.whole
@@ -115,13 +125,14 @@ class Session:
         groups: dict[tuple[str, str], list[Stage]] = defaultdict(list)
         for stage in sorted(self.stages.values(), key=lambda s: ORDER.get(s.site.kind, -1)):
             groups[stage.tap.path, stage.tap.port].append(stage)
-        _refuse_compiled(self.module, [path for path, _ in groups])
+        _refuse_compiled(self.modules)
         try:
             self._hook_pre(self.module, self._begin)
+            self._hook_post(self.module, lambda mod, args, kwargs, out: self.passes.end(), always=True)
             for (path, port), stages in groups.items():
                 self._install(self.modules[path], port, stages)
-            for path in {stage.tap.block for stage in self.stages.values() if stage.tap.block}:
-                self._hook_pre(self.modules[path], self._note_block_input(path))
+            for session in (*_stack(), self):
+                session._note_blocks()
         except BaseException:
             self._remove()
             raise
@@ -132,25 +143,35 @@ class Session:
         self._remove()
         if self in _stack():
             _stack().remove(self)
-        if kind is None and self.forwards:
+        if kind is None and self.passes.count:
             self._check_fired()
 
     def _remove(self) -> None:
-        for handle in self.handles:
+        for handle in (*self.handles, *self.notes):
             handle.remove()
         self.handles.clear()
+        self.notes.clear()
+        self._leave_all()
+
+    def _leave_all(self) -> None:
         while self.watches:
             self.watches.pop().__exit__(None, None, None)
 
     def _active(self) -> bool:
         stack = _stack()
-        return self in stack or not stack
+        if self in stack:
+            return True
+        # A thread of autograd's own, which runs a checkpointed block again.
+        return not stack and torch._C._current_graph_task_id() != -1
 
     def _hook_pre(self, module: nn.Module, fn: Callable) -> None:
+        self.handles.append(self._pre(module, fn))
+
+    def _pre(self, module: nn.Module, fn: Callable) -> Any:
         def hook(mod: nn.Module, args: tuple, kwargs: dict):
             return fn(mod, args, kwargs) if self._active() else None
 
-        self.handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
+        return module.register_forward_pre_hook(hook, with_kwargs=True)
 
     def _hook_post(self, module: nn.Module, fn: Callable, *, always: bool = False) -> None:
         def hook(mod: nn.Module, args: tuple, kwargs: dict, output: Any):
@@ -169,6 +190,7 @@ class Session:
             make = self._watch_attention if port == "attention" else self._watch_router
             self._hook_pre(module, lambda mod, args, kwargs: self._enter(make(stages, args, kwargs)))
             self._hook_post(module, lambda mod, args, kwargs, out: self._leave(), always=True)
+            self._hook_post(module, lambda mod, args, kwargs, out: self._finish())
 
     def _enter(self, watch: Any) -> None:
         watch.__enter__()
@@ -181,73 +203,48 @@ class Session:
     # ── the forward pass as it comes by ───────────────────────────────────────────────────────────────────────────
 
     def _begin(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
-        self.forwards += 1
-        given = _arguments(module, args, kwargs)
-        cache = given.get("past_key_values")
-        start = cache.get_seq_length() if hasattr(cache, "get_seq_length") else 0
-        if start == 0 and self.forwards > 1:
-            for tape in self.tapes:
-                tape.__init__(tape.want, tape.site)  # a new forward pass: what was recorded of the last is replaced
-        both = "decoder_input_ids" in given or getattr(getattr(module, "config", None), "is_encoder_decoder", False)
-        main = given.get("decoder_input_ids" if both else "input_ids")
-        if main is None:
-            main = given.get("decoder_inputs_embeds" if both else "inputs_embeds")
-        self.frames = {}
-        length = main.shape[1] if isinstance(main, Tensor) and main.ndim > 1 else None
-        if self.frame is not None and length is not None:
-            self.frames[""] = replace(self.frame, start=start, length=length)
-        elif length is not None and main is not None:
-            mask = given.get("decoder_attention_mask" if both else "attention_mask")
-            if isinstance(mask, Tensor) and mask.ndim == 2:
-                self.frames[""] = Frame.of_mask(mask, start=start, length=length)
-            else:
-                self.frames[""] = replace(Frame.plain(len(main), start + length), start=start, length=length)
-        if both and isinstance(given.get("attention_mask"), Tensor):
-            self.frames["encoder"] = Frame.of_mask(given["attention_mask"])
-
-    def _frame(self, site: Site, x: Tensor) -> Frame:
-        axis = site.pos_axis
-        length = x.shape[axis] if x.ndim > axis else 1
-        frame = self.frames.get(site.stack)
-        return Frame.plain(len(x), length) if frame is None else frame.seen(length)
+        self._leave_all()  # of a pass that was interrupted, and the interruption caught
+        if self.passes.begin(module, args, kwargs):
+            for tape in self.tapes.values():
+                tape.rewind()  # a new forward pass: what was recorded of the last is replaced
 
     def _visit(self, stage: Stage, x: Tensor, *, keys: bool = False) -> Tensor:
         """Intervene on and record one whole site's tensor; the same object comes back where nothing changed."""
         stage.fired += 1
-        new, shown, frame = x, slice(None), None
+        new, shown = x, slice(None)
+        frame = self.passes.frame(stage.site, x)
         if keys:
-            frame, shown = self._key_frame(stage.site, x)
+            frame, shown = self.passes.keys(stage.site, x)
         for item, site in stage.do:
             before = new
-            new = item.apply(new, site, frame or self._frame(stage.site, new))
+            new = item.apply(new, site, frame)
             if new is not before:
                 self.touched.add(id(item))
         if self.grad and stage.tapes and new.is_floating_point():
             new = new if new.requires_grad else new.detach().requires_grad_()
             stage.consumed = new = new.view_as(new) if new is x else new
         if stage.tapes:
-            seen = new[:, shown] if keys else new
-            seen = seen.clone() if stage.tap.volatile else seen
-            own = self._frame(stage.site, seen)
-            for tape in stage.tapes:
-                tape.write(seen, own)
+            self._record(stage, new[:, shown] if keys else new)
         return new
 
-    def _key_frame(self, site: Site, x: Tensor) -> tuple[Frame, slice]:
-        """Keys and values hold the whole cache: the frame of all of them, and the slice that this pass has added."""
-        length = x.shape[1]
-        query = self.frames.get(site.stack)
-        if site.kind.startswith("cross"):
-            return self.frames.get("encoder", Frame.plain(len(x), length)).seen(length), slice(None)
-        if query is None:
-            return Frame.plain(len(x), length), slice(None)
-        end = query.start + query.length
-        first = 0 if length >= end else end - length
-        return replace(query, start=first, length=length), slice(query.start - first, end - first)
+    def _record(self, stage: Stage, x: Tensor) -> None:
+        frame = self.passes.frame(stage.site, x)
+        if stage.site.source != stage.site.stack:
+            frame = self.passes.keys(stage.site, x)[0]
+        if stage.tap.volatile or (stage.tap.key in ("k", "v") and frame.start):
+            x = x.clone()  # it is written to later on: by the architecture, by a cache
+        for tape in stage.tapes:
+            if frame.start not in tape.starts:
+                tape.write(x, frame)
+            elif self.passes.running and not stage.site.kind.startswith("cross"):  # not checkpointing, not a cache
+                raise SiteError(
+                    f"module {stage.tap.path!r} is called several times in one forward pass, and a recording of "
+                    f"{stage.site} would hold one of them"
+                )
 
     def _through(self, stages: list[Stage], x: Tensor, at: Moment) -> Tensor:
         for stage in stages:
-            at.block_input = self.block_inputs.get(stage.tap.block)
+            at.block_input, at.batch = self.block_inputs.get(stage.tap.block), self.passes.batch
             values = [x]
             for view in stage.tap.views:
                 values.append(view.get(values[-1], at))
@@ -258,15 +255,15 @@ class Session:
                 x = new
         return x
 
-    def _finish(self, stages: list[Stage]) -> None:
-        if self.stop is not None and any(stage.site == self.stop.whole for stage in stages):
+    def _finish(self) -> None:
+        if self.stop and all(self.stages[site.whole].fired for site in self.stop):
             raise Stopped
 
     def _at_input(self, stages: list[Stage], module: nn.Module, args: tuple, kwargs: dict):
         key = stages[0].tap.key
         x = args[key] if isinstance(key, int) else kwargs[key]
         new = self._through(stages, x, Moment(module))
-        self._finish(stages)
+        self._finish()
         if new is x:
             return None
         if isinstance(key, int):
@@ -280,7 +277,7 @@ class Session:
         x = output if key is None else output[key]
         source = next((t for t in (*args, *kwargs.values()) if isinstance(t, Tensor)), None)
         new = self._through(stages, x, Moment(module, source))
-        self._finish(stages)
+        self._finish()
         return None if new is x else _replaced(output, key, new)
 
     def _at_experts(self, stages: list[Stage], module: nn.Module, args: tuple, kwargs: dict, output: Any):
@@ -293,7 +290,7 @@ class Session:
         post = before = neurons(module, hidden, chosen)
         if "post" in by_part:
             post = self._visit(by_part["post"], before.view(*rows, *before.shape[1:])).reshape(before.shape)
-        self._finish(stages)
+        self._finish()
         changed = self.grad or any(id(item) in self.touched for stage in stages for item, _ in stage.do)
         return combine(module, post, chosen, weight).view(output.shape).to(output.dtype) if changed else None
 
@@ -306,10 +303,7 @@ class Session:
         x = next(t for t in (*args, *kwargs.values()) if isinstance(t, Tensor) and t.is_floating_point())
 
         def visit(part: str, tensor: Tensor) -> Tensor:
-            stage = by_part[part]
-            new = self._visit(stage, tensor, keys=part in "kv")
-            self._finish([stage])
-            return new
+            return self._visit(by_part[part], tensor, keys=part in "kv")
 
         return Watch(recipe, frozenset(str(part) for part in by_part), visit, len(x))
 
@@ -320,15 +314,19 @@ class Session:
             rows = self.block_inputs[stage.tap.block].shape[:2]
             shaped = logits.view(*rows, -1)
             new = self._visit(stage, shaped)
-            self._finish(stages)
             return logits if new is shaped else new.reshape(logits.shape)
 
         return RouterWatch(self.anatomy.inventory.units[stage.site], visit)
 
-    def _note_block_input(self, path: str) -> Callable:
-        stack = next(layers for layers in self.anatomy.layers.values() if any(layer.path == path for layer in layers))
-        into = next(layer.into for layer in stack if layer.path == path)
+    def _note_blocks(self) -> None:
+        """Note what blocks read, after every session's edits of it: sites inside a block are made of it."""
+        for handle in self.notes:
+            handle.remove()
+        wanted = {stage.tap.block for stage in self.stages.values() if stage.tap.block}
+        blocks = {layer.path: layer.into for stack in self.anatomy.layers.values() for layer in stack}
+        self.notes = [self._pre(self.modules[path], self._note_input(path, blocks[path])) for path in wanted]
 
+    def _note_input(self, path: str, into: int | str) -> Callable:
         def note(module: nn.Module, args: tuple, kwargs: dict) -> None:
             self.block_inputs[path] = args[into] if isinstance(into, int) else kwargs[into]
 
@@ -339,53 +337,52 @@ class Session:
     def _check_fired(self) -> None:
         for stage in self.stages.values():
             if not stage.fired and (stage.do or stage.tapes):
-                stopped = f" (the pass was stopped at {self.stop})" if self.stop is not None else ""
+                stopped = f" before it was stopped at {', '.join(map(str, self.stop))}" if self.stop else ""
                 raise NeverFired(
                     f"{stage.site} was asked for, but module {stage.tap.path!r} was never called in this forward pass{stopped}"
                 )
         for item in self.do:
             if id(item) not in self.touched:
-                frame = self.frames.get("")
-                seen = f"; the run had {frame.start + frame.length} positions" if frame is not None else ""
+                seen = f"; the run had {self.passes.reached} positions" if self.passes.reached else ""
                 raise NeverFired(f"{item} selected no position of any prompt{seen}")
 
     def gradients(self, scalar: Tensor) -> Recording:
         """d scalar / d site for every recorded site, kept as the recording keeps the site."""
         stages = [stage for stage in self.stages.values() if stage.consumed is not None]
         found = torch.autograd.grad(scalar, [stage.consumed for stage in stages], allow_unused=True)  # type: ignore[misc]
-        tensors: dict[Site, Any] = {}
+        tapes: list[Tape] = []
         for stage, gradient in zip(stages, found, strict=True):
             assert stage.consumed is not None
             value = torch.zeros_like(stage.consumed) if gradient is None else gradient
+            frame = self.passes.frame(stage.site, value)
+            if stage.site.source != stage.site.stack:
+                frame = self.passes.keys(stage.site, value)[0]
             for tape in stage.tapes:
-                copy = Tape(tape.want, tape.site)
-                copy.write(value, self._frame(stage.site, value))
-                tensors[tape.site] = copy.done()
-        own = self.recording()
-        return Recording(tensors, own.frame, own.columns, own.reduced)
+                tapes.append(Tape(tape.want, tape.site))
+                tapes[-1].write(value, frame)
+        return self._joined(tapes)
 
     def recording(self) -> Recording:
-        """What was recorded; keeps of one run share their positions' bookkeeping."""
-        tensors = {tape.site: tape.done() for tape in self.tapes if tape.starts}
-        first = next((tape for tape in self.tapes if tape.kept), None)
-        columns = None if first is None else torch.cat(first.kept, dim=1)
-        x = next(iter(tensors.values()), None)
-        frame = self.frame or self.frames.get("")
-        if frame is None:
-            length = x.shape[1] if isinstance(x, Tensor) and x.ndim > 1 else 0
-            frame = Frame.plain(len(x) if isinstance(x, Tensor) else 0, length)
-        return Recording(tensors, frame, columns, reduced=any(tape.want.reduce is not None for tape in self.tapes))
+        """What was recorded so far."""
+        return self._joined([tape for tape in self.tapes.values() if tape.starts])
 
-
-def _arguments(module: nn.Module, args: tuple, kwargs: dict) -> dict[str, Any]:
-    if not args:
-        return kwargs
-    names = list(inspect.signature(module.forward).parameters)
-    return dict(zip(names, args, strict=False)) | kwargs
+    def _joined(self, tapes: list[Tape]) -> Recording:
+        tensors = {tape.site: tape.done() for tape in tapes}
+        columns = {tape.site: tape.columns for tape in tapes if tape.columns is not None}
+        reduced = frozenset(tape.site for tape in tapes if tape.want.reduce is not None)
+        frames = {name: replace(frame, start=0) for name, frame in self.passes.sequence.items()}
+        frame = frames.pop("", None)
+        if frame is None or not frame.ordered:
+            x = next((t for t in tensors.values() if isinstance(t, Tensor)), None)
+            frame = Frame.plain(0 if x is None else len(x), x.shape[1] if x is not None and x.ndim > 1 else 0)
+        layers = self.anatomy.inventory.layers
+        return Recording(tensors, frame, columns=columns, reduced=reduced, frames=frames, layers=layers)
 
 
 def _first_tensor(output: Any, path: str) -> int | str:
-    items = output.items() if isinstance(output, dict) else enumerate(output) if isinstance(output, (tuple, list)) else ()
+    items = (
+        output.items() if isinstance(output, dict) else enumerate(output) if isinstance(output, (tuple, list)) else ()
+    )
     for key, item in items:
         if isinstance(item, Tensor):
             return key
@@ -401,8 +398,8 @@ def _replaced(output: Any, key: int | str | None, new: Tensor) -> Any:
     return type(output)(*items) if hasattr(output, "_fields") else type(output)(items)
 
 
-def _refuse_compiled(module: nn.Module, paths: list[str]) -> None:
-    for part in (module, *(module.get_submodule(path) for path in paths)):
+def _refuse_compiled(modules: Mapping[str, nn.Module]) -> None:
+    for part in modules.values():
         if type(part).__name__ == "OptimizedModule" or getattr(part, "_compiled_call_impl", None) is not None:
             raise RuntimeError(
                 "this model is compiled, and compiled code does not run hooks that are added afterwards: pass the "

@@ -107,6 +107,11 @@ class Site:
         return replace(self, unit=None)
 
     @property
+    def source(self) -> str:
+        """The stack whose tokens are along the axis of positions: the encoder's, for the keys of cross-attention."""
+        return "encoder" if self.kind in ("cross_k", "cross_v") else self.stack
+
+    @property
     def unit_axis(self) -> int | None:
         """Axis that the unit indexes in the whole site's tensor, or None where the kind has no units."""
         kind = KINDS.get(self.kind)

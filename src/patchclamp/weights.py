@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from patchclamp.anatomy.attention import Recipe
 from patchclamp.anatomy.discover import Anatomy, Layer, evaluation, trial_inputs
 from patchclamp.anatomy.views import projection
-from patchclamp.recording import Keep
 from patchclamp.runtime import Session
 from patchclamp.sites import Site, SiteError, indices
+from patchclamp.tape import Keep
 
 Columns = dict[str, tuple[str, Tensor]]
 """For each of q, k, v: the module, and which of its output features, as [head, d_head]."""

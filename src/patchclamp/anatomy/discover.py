@@ -16,7 +16,7 @@ from patchclamp.anatomy.attention import Recipe
 from patchclamp.anatomy.blocks import Block, Sublayer, read_block
 from patchclamp.anatomy.structure import Term, is_linear, is_norm, norm_form, same, solve, stacks, stream_key
 from patchclamp.anatomy.trace import Call, Trace, evaluation, trace
-from patchclamp.anatomy.views import HeadOut, Heads, NormScale, Part, PlusResidual, Rows, Scaled, View
+from patchclamp.anatomy.views import EachPrompt, HeadOut, Heads, NormScale, Part, PlusResidual, Rows, Scaled, View
 from patchclamp.sites import KINDS, Inventory, Site
 
 Port = Literal["input", "output", "attention", "router", "experts"]
@@ -326,7 +326,7 @@ class _Discovery:
             self._tap(Site("embed"), token.call, "output", None, views)
         position = next((t for t in terms if t is not token and _is_position(t.call)), None)
         if position is not None:
-            self._tap(Site("pos_embed"), position.call, "output", position.key)
+            self._tap(Site("pos_embed"), position.call, "output", position.key, (EachPrompt(),))
         else:
             why = "no position embedding is added to the stream (rotary, relative or none)"
             self.absent[Site("pos_embed")] = why if token is not None else self.absent[Site("embed")]

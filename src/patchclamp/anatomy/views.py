@@ -18,6 +18,7 @@ class Moment:
     module: nn.Module
     input: Tensor | None = None
     block_input: Tensor | None = None
+    batch: int = 0  # prompts of this pass, where it is known
 
 
 class View(Protocol):
@@ -36,6 +37,17 @@ class Rows:
 
     def put(self, x: Tensor, new: Tensor, at: Moment) -> Tensor:
         return new.reshape(x.shape)
+
+
+@dataclass(frozen=True)
+class EachPrompt:
+    """[1, pos, d] or [pos, d], which all prompts share, as [prompt, pos, d]; the sum that it enters takes either."""
+
+    def get(self, x: Tensor, at: Moment) -> Tensor:
+        return x.expand(max(at.batch, 1), *x.shape[-2:]) if x.ndim == 2 or len(x) == 1 else x
+
+    def put(self, x: Tensor, new: Tensor, at: Moment) -> Tensor:
+        return new
 
 
 @dataclass(frozen=True)
