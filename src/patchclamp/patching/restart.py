@@ -212,6 +212,6 @@ class Restart:
 
 def _writing(site: Site, write: Callable[..., Tensor]) -> Intervention:
     def fn(x: Tensor, start: int) -> Tensor:
-        return write(x, start)
+        return write(x.movedim(site.pos_axis, 1), start).movedim(1, site.pos_axis)
 
     return edit(site, fn)
