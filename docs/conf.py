@@ -1,10 +1,10 @@
 """Sphinx: the pages of this folder, in Markdown."""
 
-from importlib.metadata import version
+import importlib.metadata
 
 project = "patchclamp"
-copyright = "the authors of patchclamp, MIT licence"  # noqa: A001
-release = version("patchclamp")
+copyright = "the authors of patchclamp, MIT licence"
+version = release = importlib.metadata.version("patchclamp")
 extensions = ["myst_parser"]
 exclude_patterns = ["_build"]
 myst_heading_anchors = 3

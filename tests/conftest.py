@@ -3,3 +3,4 @@
 from hypothesis import HealthCheck, settings
 
 settings.register_profile("patchclamp", deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True)
+settings.load_profile("patchclamp")

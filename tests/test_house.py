@@ -73,7 +73,7 @@ def test_the_version_is_the_packages_own():
 
 
 def test_nobody_seeds_or_draws_from_a_global_generator():
-    """Randomness comes from a generator that a seed made. Where a library draws from torch's own, it is forked first."""
+    """Randomness comes from a generator that a seed made. Where a library draws from torch's, that is forked first."""
     draws = re.compile(
         r"\b(torch\.(manual_seed|seed)|np\.random\.(seed|rand|randn|choice|shuffle|normal)|random\.(seed|shuffle|choice))\("
     )
