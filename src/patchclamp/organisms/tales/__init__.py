@@ -1,0 +1,1 @@
+"""The `tales` family: language models trained on one generated world. See docs/tales.md."""

@@ -1,0 +1,266 @@
+"""Train `tales`: `python -m patchclamp.organisms.tales.train --out DIR`.
+
+A plain loop. Step k's documents come from (seed, k) alone, so a run that was interrupted goes on from its last
+checkpoint with the same bits as one that was not (on the same machine with the same number of threads).
+"""
+
+import argparse
+import json
+import math
+import random
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from patchclamp.organisms.tales import grammar, vocabulary, world
+
+CONTEXT = 64
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that decides the weights, besides the machine's arithmetic."""
+
+    seed: int = 0
+    steps: int = 4200
+    first_stage: int = 1800
+    first_horizon: int = 2600  # the first cosine's length; it is cut short where the second stage begins
+    documents: int = 80  # per step; about 2,000 tokens
+    layers: int = 4
+    width: int = 96
+    heads: int = 6
+    hidden: int = 256
+    learning_rate: float = 3e-3
+    warmup: int = 100
+    weight_decay: float = 0.05
+    answer_weight: float = 8.0  # how much a token that the context decides counts, against 1 for all others
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Documents packed into rows. A token sees only its own document; the last token of each has no target."""
+
+    ids: Int[Tensor, "row pos"]
+    targets: Int[Tensor, "row pos"]  # -100 where there is none
+    weights: Float[Tensor, "row pos"]
+    attend: Bool[Tensor, "row 1 query key"]
+
+
+def batch(tokenizer: Any, documents: list[grammar.Document], answer_weight: float, context: int = CONTEXT) -> Batch:
+    """Tokenise documents, each as BOS text EOS, and pack them, longest first, into as few rows as they need."""
+    encoded = tokenizer([document.text for document in documents], return_offsets_mapping=True)
+    pieces = []
+    for document, ids, offsets in zip(documents, encoded["input_ids"], encoded["offset_mapping"], strict=True):
+        answers = [(span.start, span.end) for span in document.spans if span.role == grammar.ANSWER]
+        weights = [
+            answer_weight if any(start < last and end > first for first, last in answers) else 1.0
+            for start, end in offsets
+        ]
+        pieces.append(([*ids, tokenizer.eos_token_id], [*weights, 1.0]))
+    rows: list[list[tuple[list[int], list[float]]]] = []
+    room: list[int] = []
+    for piece in sorted(pieces, key=lambda piece: -len(piece[0])):
+        length = len(piece[0])
+        if length > context:
+            raise ValueError(
+                f"a document of {length} tokens does not fit a row of {context}: {tokenizer.decode(piece[0])!r}"
+            )
+        row = next((index for index, left in enumerate(room) if left >= length), len(rows))
+        if row == len(rows):
+            rows.append([])
+            room.append(context)
+        rows[row].append(piece)
+        room[row] -= length
+    ids = torch.full((len(rows), context), tokenizer.pad_token_id)
+    targets = torch.full((len(rows), context), -100)
+    weights = torch.zeros(len(rows), context)
+    owner = torch.full((len(rows), context), -1)
+    for row, some in enumerate(rows):
+        at = 0
+        for number, (tokens, weight) in enumerate(some):
+            end = at + len(tokens)
+            ids[row, at:end] = torch.tensor(tokens)
+            targets[row, at : end - 1] = torch.tensor(tokens[1:])
+            weights[row, at : end - 1] = torch.tensor(weight[1:])
+            owner[row, at:end] = number
+            at = end
+    causal = torch.ones(context, context, dtype=torch.bool).tril()
+    attend = (owner[:, :, None] == owner[:, None, :]) & causal
+    return Batch(ids, targets, weights, attend[:, None])
+
+
+def step_batch(tokenizer: Any, recipe: Recipe, step: int) -> Batch:
+    """The batch of one step: it depends on the recipe and the step alone."""
+    rng = random.Random(f"tales/{recipe.seed}/{step}")
+    shares = grammar.SHARES if step < recipe.first_stage else grammar.COPYING_SHARES
+    documents = [grammar.document(rng, shares=shares) for _ in range(recipe.documents)]
+    return batch(tokenizer, documents, recipe.answer_weight)
+
+
+def loss_of(model: LlamaForCausalLM, data: Batch) -> Float[Tensor, ""]:
+    """Weighted mean cross-entropy in nats, over the positions that have a target."""
+    states = model.model(input_ids=data.ids, attention_mask=data.attend, use_cache=False).last_hidden_state
+    real = data.targets != -100
+    losses = cross_entropy(model.lm_head(states[real]).float(), data.targets[real], reduction="none")
+    return (losses * data.weights[real]).sum() / data.weights[real].sum()
+
+
+def untrained(recipe: Recipe, tokenizer: Any) -> LlamaForCausalLM:
+    """The network before training: Llama with untied embeddings, so that a direction can be removed from what writes
+    it alone.
+    """
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=recipe.width,
+        intermediate_size=recipe.hidden,
+        num_hidden_layers=recipe.layers,
+        num_attention_heads=recipe.heads,
+        num_key_value_heads=recipe.heads,
+        max_position_embeddings=512,
+        tie_word_embeddings=False,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        attention_dropout=0.0,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        model = LlamaForCausalLM(config)
+    generator = torch.Generator().manual_seed(recipe.seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim == 2:
+                writes = name.endswith(("o_proj.weight", "down_proj.weight"))
+                scale = 1 / math.sqrt(2 * recipe.layers) if writes else 1.0
+                parameter.normal_(0, scale * 0.5 / math.sqrt(recipe.width), generator=generator)
+    return model
+
+
+def learning_rate(recipe: Recipe, step: int) -> float:
+    """Linear warm-up, then a cosine to a hundredth; the second stage starts a cosine of its own."""
+    if step < recipe.warmup:
+        return recipe.learning_rate * (step + 1) / recipe.warmup
+    if step < recipe.first_stage:
+        along = (step - recipe.warmup) / max(1, recipe.first_horizon - recipe.warmup)
+    else:
+        along = (step - recipe.first_stage) / max(1, recipe.steps - recipe.first_stage)
+    return recipe.learning_rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * along)))
+
+
+def train(
+    out: str | Path,
+    *,
+    seed: int = 0,
+    steps: int | None = None,
+    device: str = "cpu",
+    every: int = 200,
+    recipe: Recipe | None = None,
+    stop_at: int | None = None,
+    progress: bool = True,
+) -> list[float]:
+    """Train into the folder `out`, or go on from the checkpoint in it; returns the loss of every step.
+
+    Writes a Hugging Face folder (half-precision weights, tokenizer), `facts.json` and `recipe.json`. Every `every`
+    steps a checkpoint is written; `stop_at` ends early, as an interruption would. ValueError where the checkpoint is
+    of another recipe.
+    """
+    recipe = recipe or Recipe(seed=seed, steps=steps or Recipe.steps)
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    tokenizer = vocabulary.build()
+    model = untrained(recipe, tokenizer)
+    torch.nn.Module.to(model, device)
+    matrices = [p for p in model.parameters() if p.ndim == 2]
+    gains = [p for p in model.parameters() if p.ndim != 2]
+    groups = [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": gains, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(0.9, 0.98))
+    losses: list[float] = []
+    checkpoint = out / "checkpoint.pt"
+    if checkpoint.exists():
+        state = torch.load(checkpoint, map_location=device, weights_only=True)
+        if state["recipe"] != asdict(recipe):
+            raise ValueError(
+                f"{checkpoint} is of another recipe: {state['recipe']}, not {asdict(recipe)}. Choose another folder."
+            )
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        losses = state["losses"]
+    began = time.monotonic()
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    last = min(recipe.steps, stop_at or recipe.steps)
+    with Progress(*columns, disable=not progress) as bar:
+        job = bar.add_task("tales", total=recipe.steps, completed=len(losses))
+        for step in range(len(losses), last):
+            data = step_batch(tokenizer, recipe, step)
+            data = Batch(*(getattr(data, name).to(device) for name in ("ids", "targets", "weights", "attend")))
+            loss = loss_of(model, data)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(recipe, step)
+            optimizer.step()
+            losses.append(loss.item())
+            bar.update(job, completed=step + 1, description=f"tales loss {losses[-1]:.3f}")
+            if (step + 1) % every == 0 or step + 1 == last:
+                state = {
+                    "recipe": asdict(recipe),
+                    "model": model.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                    "losses": losses,
+                }
+                torch.save(state, checkpoint.with_suffix(".part"))
+                checkpoint.with_suffix(".part").replace(checkpoint)
+    if len(losses) == recipe.steps:
+        save(model, tokenizer, out, recipe, losses, time.monotonic() - began)
+    return losses
+
+
+def save(
+    model: LlamaForCausalLM, tokenizer: Any, out: Path, recipe: Recipe, losses: list[float], seconds: float
+) -> None:
+    """Write the organism's folder. Weights are stored in half precision; the configuration says float32, which is
+    how they load.
+    """
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    half = {name: tensor.detach().half().cpu() for name, tensor in model.state_dict().items()}
+    model.config.dtype = torch.float32
+    model.save_pretrained(out, state_dict=half)
+    config = json.loads((out / "config.json").read_text())
+    (out / "config.json").write_text(json.dumps(config | {"dtype": "float32"}, indent=2) + "\n")
+    tokenizer.save_pretrained(out)
+    world.fact_table().write(out / "facts.json")
+    tail = losses[-50:]
+    record = asdict(recipe) | {
+        "parameters": parameters,
+        "loss": round(sum(tail) / len(tail), 4),
+        "seconds": round(seconds),
+    }
+    (out / "recipe.json").write_text(json.dumps(record, indent=1) + "\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description="Train the organism `tales`.", epilog="example: --out runs/tales --seed 1"
+    )
+    parser.add_argument("--out", required=True, type=Path)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, default=Recipe.steps)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=None, help="CPU threads; torch's own choice otherwise")
+    options = parser.parse_args()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    train(options.out, seed=options.seed, steps=options.steps, device=options.device)
+
+
+if __name__ == "__main__":
+    main()
