@@ -18,22 +18,13 @@ from patchclamp import patching
 from patchclamp.investigate import direction, heads
 from patchclamp.investigate.result import Investigation, Tables
 from patchclamp.model import Model
-from patchclamp.tasks import Task, by_name
+from patchclamp.tasks import Task
 
-__all__ = ["CannotDo", "Investigation", "run", "task_of"]
+__all__ = ["CannotDo", "Investigation", "run"]
 
 
 class CannotDo(ValueError):
     """The model does not do the task, so that there is nothing to explain."""
-
-
-def task_of(model: Model, name: str, *, n: int = 64, seed: int = 0) -> Task:
-    """A built-in task by name, or the prompts of a JSONL file."""
-    if name.endswith((".jsonl", ".json")) or Path(name).is_file():
-        if not Path(name).is_file():
-            raise FileNotFoundError(f"there is no task file {name!r}")
-        return Task.from_jsonl(name, model)[:n]
-    return by_name(name)(model, n=n, seed=seed)
 
 
 def run(model: Model, task: Task, *, out: str | Path | None = None, seed: int = 0) -> Investigation:

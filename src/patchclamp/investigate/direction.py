@@ -1,14 +1,15 @@
-"""One direction that carries the answer: the difference of two means, added until the behaviour flips.
+"""Directions that carry the answer: differences of means, added until the behaviour flips.
 
-Prompts come in two states: which of the two answers stands first in the prompt, or which of a few answers is right, or
-else clean against corrupted. The direction is the mean residual stream in one state minus the mean in the other, at one
-layer and position, both chosen on half of the prompts. Added at strength s to a prompt of the other half (with the sign
-that leads away from its own state), it moves one state's mean s of the way onto the other's; a random direction of the
-same norm is moved beside it.
+Two kinds are tried. *State*: prompts come in two states (which answer stands first in the prompt, which of two answers
+is right, or else clean against corrupted), and one direction leads from the mean of one state to that of the other.
+*Answers*: where each prompt has one right and one wrong answer, the direction of a prompt is the mean over prompts with
+its wrong answer minus the mean over those with its right one. Kind, layer and position are chosen on half of the
+prompts. Added at strength s to the other half, the direction moves one mean s of the way onto the other; random
+directions of the same norm are added beside it.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -17,6 +18,7 @@ from torch import Tensor
 from patchclamp import metrics
 from patchclamp.interventions import add
 from patchclamp.model import Model
+from patchclamp.recording import Recording
 from patchclamp.sites import Site
 from patchclamp.tasks import Task
 from patchclamp.views.terminal import progress
@@ -27,19 +29,28 @@ _RANDOM = 10
 
 @dataclass(frozen=True, eq=False)
 class Flip:
-    """The dose-response of the direction: share of held-out prompts whose wrong answer comes to beat the right one."""
+    """The dose-response: share of held-out prompts whose wrong answer comes to beat the right one.
+
+    `vectors` [prompt, d_model] is what strength 1 adds to each of the held-out prompts.
+    """
 
     site: str
     position: str
+    kind: Literal["state", "answers"]
     states: str
-    vector: Float[Tensor, "d_model"]
+    vectors: Float[Tensor, "prompt d_model"]
     strengths: tuple[float, ...]
     flipped: tuple[float, ...]
     random_flipped: tuple[tuple[float, ...], ...]  # by strength, over random directions of the same norm
 
     @property
+    def norm(self) -> float:
+        """Mean length of what strength 1 adds."""
+        return float(self.vectors.norm(dim=-1).mean())
+
+    @property
     def at_one(self) -> float:
-        """Share flipped at strength 1: one state's mean put onto the other's."""
+        """Share flipped at strength 1: one mean put onto the other."""
         return self.flipped[self.strengths.index(1.0)]
 
     @property
@@ -57,48 +68,80 @@ class Flip:
 def find(model: Model, choose: Task, judge: Task, *, seed: int = 0) -> Flip:
     """The direction found on the task `choose`, and what it does on `judge`."""
     sites = [Site("resid_post", layer) for layer in range(model.n_layers)]
-    roles = {role: where for role, where in choose.labels.items() if bool((where >= 0).all())}
-    states, away = _states(choose)
-    clean = model.run(choose.clean, record=sites, attention_mask=choose.mask)
-    corrupt = model.run(choose.corrupt, record=sites, attention_mask=choose.mask)
-    best: tuple[float, float, Site, str, Tensor] | None = None
+    roles = [
+        role for role, where in choose.labels.items() if bool((where >= 0).all() & (judge.labels[role] >= 0).all())
+    ]
+    clean = model.run(choose.clean, record=sites, attention_mask=choose.mask).recording
+    corrupt = model.run(choose.corrupt, record=sites, attention_mask=choose.mask).recording
+    best: tuple[float, float, Site, str, _Means] | None = None
     with progress("looking for a direction", len(sites) * len(roles)) as advance:
         for site in sites:
-            for role, where in roles.items():
-                rows = torch.arange(len(choose))
-                first, second = clean[site][rows, where], corrupt[site][rows, where]
-                # of each pair of prompts one is in either state
-                vector = torch.where(away[:, None], second - first, first - second).mean(0)
+            for role in roles:
+                for means in _candidates(choose, clean, corrupt, site, role):
+                    share, value = _effect(model, choose, site, role, means.push(choose))
+                    if best is None or (share, -value) > best[:2]:
+                        best = (share, -value, site, role, means)
                 advance()
-                if not bool(vector.any()):
-                    continue
-                share, value = _effect(model, choose, site, where, vector, away, 1.0)
-                if best is None or (share, -value) > best[:2]:
-                    best = (share, -value, site, role, vector)
-    if best is None:
-        raise ValueError("the residual stream is the same in clean and corrupted prompts at every labelled position")
-    _, _, site, role, vector = best
-    _, away = _states(judge)
+    assert best is not None, "a task has an answer position, and a model that does it has blocks"
+    _, _, site, role, means = best
+    push = means.push(judge)
     generator = torch.Generator().manual_seed(seed)
-    randoms = [torch.randn(vector.shape, generator=generator).to(vector) for _ in range(_RANDOM)]
-    randoms = [r * vector.norm() / r.norm() for r in randoms]
+    randoms = []
+    for _ in range(_RANDOM):
+        random = torch.randn(push.shape[-1], generator=generator).to(push)
+        randoms.append(push.norm(dim=-1, keepdim=True) * random / random.norm())
     flipped, random_flipped = [], []
     with progress("dose and response", len(STRENGTHS)) as advance:
         for strength in STRENGTHS:
-            flipped.append(_effect(model, judge, site, judge.labels[role], vector, away, strength)[0])
-            random_flipped.append(
-                tuple(_effect(model, judge, site, judge.labels[role], r, away, strength)[0] for r in randoms)
-            )
+            flipped.append(_effect(model, judge, site, role, strength * push)[0])
+            random_flipped.append(tuple(_effect(model, judge, site, role, strength * r)[0] for r in randoms))
             advance()
-    return Flip(str(site), role, states, vector, STRENGTHS, tuple(flipped), tuple(random_flipped))
+    return Flip(
+        str(site), role, means.kind, means.states, push.float().cpu(), STRENGTHS, tuple(flipped), tuple(random_flipped)
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _Means:
+    """Means of the stream at one place: of two states, or by answer token; `push` is the way from one to another."""
+
+    kind: Literal["state", "answers"]
+    states: str
+    difference: Tensor | None = None  # [d]: from the first state to the second
+    by_answer: dict[int, Tensor] | None = None
+
+    def push(self, task: Task) -> Float[Tensor, "prompt d_model"]:
+        if self.by_answer is None:
+            assert self.difference is not None
+            _, second = _states(task)
+            return torch.where(second[:, None].to(self.difference.device), -self.difference, self.difference)
+        zero = torch.zeros_like(next(iter(self.by_answer.values())))
+        pairs = zip(task.answers[:, 0].tolist(), task.wrong[:, 0].tolist(), strict=True)
+        known = self.by_answer
+        return torch.stack([known[w] - known[r] if r in known and w in known else zero for r, w in pairs])
+
+
+def _candidates(task: Task, clean: Recording, corrupt: Recording, site: Site, role: str) -> list[_Means]:
+    rows, where = torch.arange(len(task)), task.labels[role]
+    first, second = clean[site][rows, where], corrupt[site][rows, where]
+    states, away = _states(task)
+    away = away[:, None].to(first.device)
+    found = [_Means("state", states, torch.where(away, first - second, second - first).mean(0))]
+    if task.answers.shape[1] == task.wrong.shape[1] == 1 and len(task.answers.unique()) > 2:
+        by_answer: dict[int, list[Tensor]] = {}
+        for row in range(len(task)):
+            by_answer.setdefault(int(task.answers[row, 0]), []).append(first[row])
+            by_answer.setdefault(int(task.wrong[row, 0]), []).append(second[row])
+        means = {answer: torch.stack(vectors).mean(0) for answer, vectors in by_answer.items()}
+        found.append(_Means("answers", "the prompts of each answer", by_answer=means))
+    return [means for means in found if bool(means.push(task).any())]
 
 
 def _states(task: Task) -> tuple[str, Bool[Tensor, "prompt"]]:
-    """What the two states are, and which prompts are in the second one."""
+    """What the two states are, and which clean prompts are in the second one (their corrupted twins in the other)."""
     right, wrong = task.answers[:, 0], task.wrong[:, 0]
     if task.answers.shape[1] == task.wrong.shape[1] == 1:
-        at_right = (task.clean == right[:, None]).int()
-        at_wrong = (task.clean == wrong[:, None]).int()
+        at_right, at_wrong = ((task.clean == side[:, None]).int() for side in (right, wrong))
         if bool(at_right.any(1).all()) and bool(at_wrong.any(1).all()):
             return "which answer stands first in the prompt", at_right.argmax(1) > at_wrong.argmax(1)
         if len(right.unique()) == 2:
@@ -106,14 +149,10 @@ def _states(task: Task) -> tuple[str, Bool[Tensor, "prompt"]]:
     return "clean or corrupted", torch.zeros(len(task), dtype=torch.bool)
 
 
-def _effect(
-    model: Model, task: Task, site: Site, where: Tensor, vector: Tensor, away: Tensor, strength: float
-) -> tuple[float, float]:
-    """(share of prompts whose wrong answer wins, mean logit difference) with the prompts pushed out of their state."""
-    sign = torch.where(away, 1.0, -1.0).to(vector)
-    pushed: Sequence = [add(site, sign[:, None] * vector, scale=strength, pos=where[:, None])]
-    logits = model.run(task.clean, do=pushed, attention_mask=task.mask).logits
+def _effect(model: Model, task: Task, site: Site, role: str, push: Tensor) -> tuple[float, float]:
+    """(share of prompts whose wrong answer wins, mean logit difference) with `push` added at the role's position."""
+    do = [add(site, push, pos=task.labels[role][:, None])]
+    logits = model.run(task.clean, do=do, attention_mask=task.mask).logits
     assert logits is not None
     at = task.at_answer(logits).float()
-    share = 1 - float(metrics.accuracy(at, task).mean())
-    return share, float(metrics.logit_difference(at, task).mean())
+    return 1 - float(metrics.accuracy(at, task).mean()), float(metrics.logit_difference(at, task).mean())

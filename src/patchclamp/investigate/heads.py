@@ -1,8 +1,9 @@
 """Which heads does the behaviour need? Chosen on one half of the prompts, judged on the other, beside random heads.
 
-Heads are added one at a time, each time the one whose ablation beside those already chosen lowers the metric most,
-until accuracy is at chance; so that a backup head which takes over from a mover is found as well. Ablation puts the
-head's mean over the task's prompts in its place; the named set is then judged under zero and resample ablation too.
+Heads are added one at a time, each time the one whose ablation beside those already chosen lowers the metric most, so
+that a backup head which takes over from a mover is found as well; the list ends where accuracy is that of a coin.
+Choosing ablates to zero and to the mean over the task's prompts, and believes the milder of the two; the named set is
+judged under these and under resample ablation.
 """
 
 from collections.abc import Sequence
@@ -23,7 +24,7 @@ from patchclamp.views.terminal import progress
 CHANCE = 0.5
 """Accuracy of a coin between the right answers and the wrong ones."""
 
-_CANDIDATES = 24
+_CANDIDATES = 12
 _MOST = 0.25  # of all heads: more than that is no explanation
 
 
@@ -35,6 +36,7 @@ class Ablation:
     accuracy: float
     metric: float
     random_accuracy: tuple[float, ...]
+    prompts: int
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -43,9 +45,15 @@ class Ablation:
         return float(low), float(high)
 
     @property
+    def reaches(self) -> float:
+        """The lower end of accuracy's 95 % interval over the prompts (Wilson): what chance is compared with."""
+        z, n, p = 1.96, self.prompts, self.accuracy
+        return (p + z * z / (2 * n) - z * (p * (1 - p) / n + z * z / (4 * n * n)) ** 0.5) / (1 + z * z / n)
+
+    @property
     def holds(self) -> bool:
-        """At chance or below, where random sets of as many heads stay above."""
-        return self.accuracy <= CHANCE < self.interval[0]
+        """At chance or below (to the prompts' uncertainty), where random sets of as many heads stay above."""
+        return self.reaches <= CHANCE < self.interval[0] and self.accuracy < self.interval[0]
 
 
 @dataclass(frozen=True)
@@ -62,7 +70,7 @@ class Heads:
         return bool(self.named) and self.ablations[0].holds
 
 
-def find(model: Model, choose: Task, judge: Task, effects: xr.DataArray, *, seed: int = 0, sets: int = 40) -> Heads:
+def find(model: Model, choose: Task, judge: Task, effects: xr.DataArray, *, seed: int = 0, sets: int = 20) -> Heads:
     """Name heads on the task `choose`, from the strongest of `effects` (layer x head), and judge them on `judge`."""
     strength = {
         Site("z", int(layer), int(head)): abs(float(effects.sel(layer=layer, head=head)))
@@ -76,12 +84,14 @@ def find(model: Model, choose: Task, judge: Task, effects: xr.DataArray, *, seed
     most = max(1, int(_MOST * len(every)))
     with progress("naming heads", most) as advance:
         while len(named) < most and (not after or after[-1] > CHANCE):
-            candidates = [site for site in every[:_CANDIDATES] if site not in named]
-            scores = [_measure(model, choose, _mean_ablation([*named, site], means)) for site in candidates]
+            candidates = [site for site in every if site not in named][:_CANDIDATES]
+            scores = [_worst(model, choose, [*named, site], means) for site in candidates]
             best = min(range(len(candidates)), key=lambda i: scores[i][1])
             named.append(candidates[best])
             after.append(scores[best][0])
             advance()
+    end = after.index(min(after)) + 1  # where chance was not reached: no more heads than the best accuracy took
+    named, after = named[:end], after[:end]
     return Heads(
         named=tuple(str(site) for site in named),
         accuracy_after=tuple(after),
@@ -118,7 +128,7 @@ def _judge(
             for heads in drawn:
                 random.append(_measure(model, task, make(heads))[0])
                 advance()
-            found.append(Ablation(kind, accuracy, value, tuple(random)))
+            found.append(Ablation(kind, accuracy, value, tuple(random), len(task)))
     return tuple(found)
 
 
@@ -134,6 +144,12 @@ def _mean_ablation(heads: Sequence[Site], means: dict[Site, Tensor]) -> list[Int
 
 def _resample_ablation(heads: Sequence[Site], corrupted: Recording) -> list[Intervention]:
     return [patch(site, corrupted) for site in heads]
+
+
+def _worst(model: Model, task: Task, heads: Sequence[Site], means: dict[Site, Tensor]) -> tuple[float, float]:
+    """(accuracy, metric), the higher of mean and zero ablation: what both of them bring it down to."""
+    results = [_measure(model, task, do) for do in (_mean_ablation(heads, means), [ablate(site) for site in heads])]
+    return max(r[0] for r in results), max(r[1] for r in results)
 
 
 def _measure(model: Model, task: Task, do: Sequence[Intervention]) -> tuple[float, float]:

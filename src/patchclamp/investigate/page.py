@@ -7,6 +7,7 @@ from patchclamp import views
 from patchclamp.investigate.result import Investigation
 from patchclamp.views import Details, Paragraph, Plot, Report, Section, Table, Verdict
 
+_MEANS = {"state": "prompts in two states", "answers": "prompts by their answer"}
 _STREAMS = {
     "resid_pre": "the residual stream before each block",
     "attn_out": "what attention adds",
@@ -213,9 +214,8 @@ def _flip(found: Investigation) -> Section:
         control_label="random directions of the same norm",
     )
     text = (
-        f"The two states are: {flip.states}. The direction is the difference of their means at `{flip.site}`, "
-        f"position {flip.position} (norm {float(flip.vector.norm()):.2f}), found on half of the prompts and added to the "
-        "other half."
+        f"Means over {_MEANS[flip.kind]} ({flip.states}) at `{flip.site}`, position {flip.position}, found on half of "
+        f"the prompts; their difference (norm {flip.norm:.2f}) is added to the other half."
     )
     return Section(
         "A direction that flips it",
