@@ -164,10 +164,10 @@ class _Checks:
 
         def posts() -> Iterator[tuple[Tensor, Tensor]]:
             for i, layer in enumerate(layers):
-                if layer.post_norm and layer.closing:
+                if layer.post_norm and layer.closing and at("mlp_out", i) in got:
                     total = written(i, "resid_mid", "mlp_out")
                     yield self.module.get_submodule(layer.closing)(total), got[at("resid_post", i)]
-                elif not layer.post_norm:
+                elif not layer.post_norm and (at("attn_out", i) in got or at("mlp_out", i) in got):
                     yield written(i, "resid_pre", "attn_out", "cross_attn_out", "mlp_out"), got[at("resid_post", i)]
 
         chain = ((got[at("resid_post", i)], got[at("resid_pre", i + 1)]) for i in range(len(layers) - 1))

@@ -68,8 +68,14 @@ def tokenize(texts: list[str], tokenizer: Any, pad: int) -> Tokens:
     return replace(tokens, text=tuple(texts), offsets=offsets)
 
 
+def _length(item: Any) -> int | None:
+    return len(item) if isinstance(item, (list, tuple)) or (isinstance(item, Tensor) and item.ndim) else None
+
+
 def as_tokens(inputs: Any, tokenizer: Any, pad: int, attention_mask: Any = None) -> Tokens | None:
     """Tokens of any form of prompts, or None where `inputs` is no text (images, features, dictionaries of them)."""
+    if attention_mask is not None and isinstance(inputs, (Tokens, Mapping)):
+        raise TypeError(f"{type(inputs).__name__} holds its own mask: attention_mask goes with token ids")
     if isinstance(inputs, Tokens):
         return inputs
     if isinstance(inputs, str):
@@ -80,12 +86,18 @@ def as_tokens(inputs: Any, tokenizer: Any, pad: int, attention_mask: Any = None)
         if attention_mask is not None:
             raise TypeError("attention_mask goes with token ids; strings get theirs from the tokenizer")
         return tokenize(list(inputs), tokenizer, pad)
-    if isinstance(inputs, (list, tuple)) and inputs and all(isinstance(item, (list, tuple)) for item in inputs):
-        tokens = pad_rows([[int(i) for i in row] for row in inputs], pad)
-        return tokens if attention_mask is None else replace(tokens, mask=torch.as_tensor(attention_mask).bool())
+    if isinstance(inputs, (list, tuple)) and len({_length(item) for item in inputs} - {None}) > 1:  # ragged rows
+        if attention_mask is not None:
+            raise TypeError("attention_mask goes with rows of one length; ragged rows get theirs from their lengths")
+        rows = [torch.as_tensor(row) for row in inputs]
+        if any(row.is_floating_point() or row.ndim != 1 for row in rows):
+            raise TypeError("rows of different lengths are token ids, whole numbers")
+        return pad_rows([row.tolist() for row in rows], pad)
     if isinstance(inputs, (list, tuple)) and inputs and all(isinstance(item, Tensor) for item in inputs):
-        return pad_rows([row.flatten().tolist() for row in inputs], pad)
+        inputs = torch.stack(list(inputs))
     ids = torch.as_tensor(inputs)
+    if ids.numel() == 0:
+        raise ValueError("a prompt of no tokens" if ids.ndim > 1 else "no prompts")
     if ids.is_floating_point() or ids.ndim > 2:
         return None
     ids = ids.reshape(1, -1) if ids.ndim < 2 else ids

@@ -145,11 +145,11 @@ class Model:
 
     @property
     def device(self) -> torch.device:
-        return next(self.hf.parameters()).device
+        return next((p.device for p in self.hf.parameters()), torch.device("cpu"))
 
     @property
     def dtype(self) -> torch.dtype:
-        return next(self.hf.parameters()).dtype
+        return next((p.dtype for p in self.hf.parameters()), torch.get_default_dtype())
 
     @property
     def pad(self) -> int:
@@ -303,14 +303,19 @@ class Model:
         arguments: dict[str, Any] = {name: tokens.ids.to(self.device)}
         if tokens.padded or attention_mask is not None:
             if not self._accepts("attention_mask"):
-                raise ValueError(
-                    f"{type(self.hf).__name__} takes no attention_mask: run prompts of one length together"
-                )
+                raise ValueError(f"{type(self.hf).__name__} takes no attention_mask: run prompts of one length together")
             arguments["attention_mask"] = tokens.mask.long().to(self.device)
-            if bool((tokens.frame.left > 0).any()) and self._accepts("position_ids") and not self._own_positions:
-                positions = (tokens.mask.long().cumsum(1) - 1).clamp_min(0)
-                arguments["position_ids"] = positions.to(self.device)
+            if self._own_positions:  # which are counted from the ids: whatever fills the padding must be the pad
+                arguments[name] = torch.where(tokens.mask, tokens.ids, self.pad).to(self.device)
+            arguments |= self._positions(tokens.mask)
         return arguments, tokens
+
+    def _positions(self, mask: Tensor) -> dict[str, Tensor]:
+        """Positions behind left padding, for models that would count the padding."""
+        left = bool((~mask[:, 0].bool()).any())
+        if not left or not self._accepts("position_ids") or self._own_positions or self._encodes:
+            return {}
+        return {"position_ids": (mask.long().cumsum(1) - 1).clamp_min(0).to(self.device)}
 
     def _given(self, inputs: Any) -> dict[str, Any]:
         if isinstance(inputs, dict) or hasattr(inputs, "items"):
@@ -318,6 +323,9 @@ class Model:
             unknown = [key for key in given if not self._accepts(key)]
             if unknown:
                 raise TypeError(f"{type(self.hf).__name__}.forward takes no {', '.join(unknown)}")
+            mask = given.get("attention_mask")
+            if isinstance(mask, Tensor) and mask.ndim == 2 and "input_ids" in given and "past_key_values" not in given:
+                given = self._positions(mask) | given
             return {key: v.to(self.device) if isinstance(v, Tensor) else v for key, v in given.items()}
         tensor = torch.as_tensor(inputs)
         name = getattr(self.hf, "main_input_name", None)

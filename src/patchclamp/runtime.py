@@ -225,7 +225,7 @@ class Session:
             stage.consumed = new = new.view_as(new) if new is x else new
         if stage.tapes:
             self._record(stage, new[:, shown] if keys else new)
-        return new
+        return new.clone() if stage.tap.volatile and new is not x else new  # what is ours is not written to
 
     def _record(self, stage: Stage, x: Tensor) -> None:
         frame = self.passes.frame(stage.site, x)

@@ -149,7 +149,7 @@ _TRANSFORMER_LENS_BLOCK = {
     "ln1.hook_normalized": "attn_in",
     "ln2.hook_scale": "ln2_scale",
     "ln2.hook_normalized": "mlp_in",
-    "attn.hook_q": "q",
+    "attn.hook_q": "q",  # before norms and rotary: where there are any, an error (`Inventory.projected`)
     "attn.hook_k": "k",
     "attn.hook_rot_q": "q",
     "attn.hook_rot_k": "k",
@@ -205,6 +205,7 @@ class Pattern:
     layer: str | None
     unit: str | None
     path: str = ""
+    projected: bool = False  # means what the projection returns, before norms, rotary and scales
 
 
 def parse(text: str) -> Pattern:
@@ -242,7 +243,8 @@ def parse(text: str) -> Pattern:
             raise SiteError(f"{index!r} in {text!r} is no index: use a number, *, a range 2:5, or a list {{2,5}}")
     layer = indices[0] if kind.layered else None
     unit = indices[-1] if len(indices) > (1 if kind.layered else 0) else None
-    return Pattern(text, kinds, stack, layer, unit)
+    projected = translated is not None and text.endswith((".hook_q", ".hook_k"))
+    return Pattern(text, kinds, stack, layer, unit, projected=projected)
 
 
 def indices(text: str, size: int, *, what: str, within: str) -> list[int]:
@@ -276,6 +278,7 @@ class Inventory:
     absent: Mapping[Site, str]
     modules: frozenset[str]
     model: str
+    projected: frozenset[Site] = frozenset()  # queries and keys that attention takes as their projection makes them
 
     def expand(self, pattern: "str | Site | Pattern") -> list[Site]:
         """The sites of this model that a pattern names, in the model's order; never an empty list."""
@@ -301,6 +304,12 @@ class Inventory:
                 found += self._with_units(whole, parsed)
             elif parsed.layer != "*":
                 raise SiteError(self._why_absent(whole, parsed.text))
+        for site in found:
+            if parsed.projected and site.whole not in self.projected:
+                raise SiteError(
+                    f"TransformerLens' {parsed.text} is before rotary, norms and scales, and {site} is what attention "
+                    f"consumes, after them: ask for {site}, or for the projection's output as module:PATH"
+                )
         if not found:
             raise SiteError(self._why_absent(Site(kind, wanted[0], stack=parsed.stack), parsed.text))
         return found

@@ -203,7 +203,8 @@ class Weights:
         """Which module, and which of its features, make the queries, keys and values of one layer."""
         recipe, paths = self._recipe(layer), self._layers[layer].qkv
         value = Site("v", layer)
-        keeps = [Keep(str(value)), *(Keep(f"module:{path}") for path in paths)]
+        sites = {part: Site(part, layer) for part in ("q", "k")}
+        keeps = [Keep(site) for site in (value, *sites.values())] + [Keep(f"module:{path}") for path in paths]
         session = Session(self.module, self.anatomy, keeps, ())
         with torch.no_grad(), evaluation(self.module), session:
             self.module(**trial_inputs(self.module))
@@ -212,13 +213,18 @@ class Weights:
         if len(paths) == 1:
             made = got[f"module:{paths[0]}"].reshape(*v.shape[:2], -1)
             for parts in _layouts(recipe, made.shape[-1]):
-                if torch.allclose(made[..., parts["v"].flatten()], v, rtol=1e-3, atol=1e-4):
+                if torch.allclose(made[..., parts["v"].flatten()], v, rtol=1e-3, atol=1e-4) and all(
+                    _parallel(made[:, 0, parts[part]], got[sites[part]][:, 0]) for part in ("q", "k")
+                ):
                     return {part: (paths[0], columns) for part, columns in parts.items()}
         else:
             widths = {path: got[f"module:{path}"].shape[-1] for path in paths}
             own = [p for p in paths if widths[p] == v.shape[-1] and torch.allclose(got[f"module:{p}"].reshape(v.shape), v, rtol=1e-3, atol=1e-4)]
-            queries = [p for p in paths if widths[p] == recipe.heads * recipe.d_head and p not in own]
-            keys = [p for p in paths if widths[p] == recipe.kv_heads * recipe.d_head and p not in own and p != (queries or [""])[0]]
+            others = [p for p in paths if p not in own]
+            queries, keys = (
+                [p for p in others if _parallel(got[f"module:{p}"].reshape(len(v), v.shape[1], -1)[:, 0], got[site][:, 0])]
+                for site in sites.values()
+            )
             if own and queries and keys:
                 q, k = torch.arange(recipe.heads * recipe.d_head), torch.arange(recipe.kv_heads * recipe.d_head)
                 return {
@@ -230,6 +236,14 @@ class Weights:
             f"the projections of layer {layer} of {self.anatomy.model} ({', '.join(paths)}) are in no layout that gives "
             "its values: not separate, not [Q|K|V], not interleaved by head or by group"
         )
+
+
+def _parallel(made: Tensor, seen: Tensor) -> bool:
+    """Whether queries at position 0, where rotary turns by nothing, are what a projection made, but for norms and scales."""
+    if made.numel() != seen.numel():
+        return False
+    made, seen = made.reshape(seen.shape).double(), seen.double()
+    return bool((torch.cosine_similarity(made, seen, dim=-1) > 0.9).all())
 
 
 def _layouts(recipe: Recipe, width: int) -> list[dict[str, Tensor]]:

@@ -124,7 +124,8 @@ class Watch(TorchFunctionMode):
         scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
         repeats = q.shape[1] // k.shape[1]
         wide_k, wide_v = (x if repeats == 1 else x.repeat_interleave(repeats, dim=1) for x in (k, v))
-        scores = (q @ wide_k.transpose(-2, -1)).float() * scale
+        exact = torch.promote_types(q.dtype, torch.float32)  # as the fused kernels accumulate
+        scores = q.to(exact) @ wide_k.to(exact).transpose(-2, -1) * scale
         mask = given.get("attn_mask")
         if given.get("is_causal"):
             mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()

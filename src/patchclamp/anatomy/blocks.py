@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from patchclamp.anatomy.attention import Recipe, recipe
 from patchclamp.anatomy.structure import Term, ancestor, is_linear, is_norm, same, solve, stream_tensors
-from patchclamp.anatomy.trace import Call, Trace
+from patchclamp.anatomy.trace import Call, Event, Trace
 
 
 @dataclass
@@ -21,6 +21,7 @@ class Sublayer:
     out: Call | None  # the out-projection
     term: Term | None = None
     reads: int | str | None = None  # the holder's argument that is the sublayer's input
+    projected: tuple[str, ...] = ()  # "q", "k": whichever attention takes as its projection makes it
 
 
 @dataclass
@@ -114,12 +115,29 @@ def _find_attention(block: Block, trace: Trace, inner: list[Call], batch: int) -
             found = Recipe(**{**found.__dict__, "cross": True})
         sublayer = Sublayer(core, found, holder, reads, out)
         sublayer.reads = _stream_input(holder, block.x)
+        sublayer.projected = _projected(events, found, reads)
         if is_cross:
             block.cross = block.cross or sublayer
         else:
             block.attention = block.attention or sublayer
     if block.attention is None:
         block.why["attention"] = "this block computes no softmax attention (no softmax, no fused attention was called)"
+
+
+def _projected(events: list[Event], found: Recipe, reads: list[Call]) -> tuple[str, ...]:
+    """Which of queries and keys are, at the last position, a stretch of what a projection returned."""
+    if found.fused:
+        q, k = next(e for e in events if e.kind == "sdpa").operands[:2]
+    else:
+        q, k = [e for e in events if e.kind == "product"][found.product].operands
+        k = k.transpose(-2, -1)
+    rows = [call.outputs[None].reshape(-1, call.outputs[None].shape[-1])[-1] for call in reads if None in call.outputs]
+
+    def made(x: Tensor) -> bool:
+        last = x.reshape(-1, x.shape[-1])[-1]  # the last prompt's last head's last position
+        return any(bool((row.unfold(0, len(last), 1) == last).all(1).any()) for row in rows if len(row) >= len(last))
+
+    return tuple(part for part, x in (("q", q), ("k", k)) if made(x))
 
 
 def _input(call: Call) -> Tensor:

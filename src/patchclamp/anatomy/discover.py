@@ -117,11 +117,15 @@ def discover(model: nn.Module, name: str = "this model", inputs: dict | None = N
     implementation = getattr(getattr(model, "config", None), "_attn_implementation", None) or "none"
     try:
         seen = trace(model, trial_inputs(model) if inputs is None else inputs)
-    except TypeError as error:
-        absent = {Site(kind): f"no anatomy was discovered ({error}); its modules are sites: module:PATH" for kind in KINDS}
+    except Exception as error:  # whatever a model says to inputs that are made up
+        absent = {Site(kind): f"no anatomy was discovered ({_said(error)}); its modules are sites: module:PATH" for kind in KINDS}
         inventory = Inventory({}, {"": 0}, absent, modules, name)
         return Anatomy(name, implementation, {}, inventory, {"": ()}, {}, (), None, None, None, 0, "none")
     return _Discovery(model, name, seen, modules, implementation).anatomy()
+
+
+def _said(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 class _Discovery:
@@ -132,6 +136,7 @@ class _Discovery:
         self.units: dict[Site, int] = {}
         self.absent: dict[Site, str] = {}
         self.cross: dict[Site, Recipe] = {}
+        self.projected: set[Site] = set()
 
     def anatomy(self) -> Anatomy:
         chains = stacks(self.seen, self.model)
@@ -159,7 +164,7 @@ class _Discovery:
         d_model = main[0].x.shape[-1] if main else 0
         logits = getattr(self.seen.output, "logits", None)
         head = "none" if logits is None else "classes" if logits.ndim == 2 else "tokens"
-        inventory = Inventory(self.units, counts, self.absent, self.modules, self.name)
+        inventory = Inventory(self.units, counts, self.absent, self.modules, self.name, frozenset(self.projected))
         return Anatomy(
             self.name,
             self.implementation,
@@ -219,6 +224,7 @@ class _Discovery:
             self._tap(at(prefix + part), sub.core, "attention", part, units=getattr(sub.recipe, units))
             if prefix:
                 self.cross[at(prefix + part)] = sub.recipe
+        self.projected |= {at(prefix + part) for part in sub.projected}
         if sub.reads is not None and not prefix:
             self._tap(at("attn_in"), sub.holder, "input", sub.reads, (Rows(),), block=path)
         elif not prefix:

@@ -33,7 +33,7 @@ class Rows:
     def get(self, x: Tensor, at: Moment) -> Tensor:
         if at.block_input is None or x.ndim != 2:
             return x
-        return x.view(*at.block_input.shape[:2], x.shape[-1])
+        return x.reshape(*at.block_input.shape[:2], x.shape[-1])
 
     def put(self, x: Tensor, new: Tensor, at: Moment) -> Tensor:
         return new.reshape(x.shape)
@@ -115,7 +115,7 @@ class NormScale:
 
     def get(self, x: Tensor, at: Moment) -> Tensor:
         assert at.input is not None
-        source = at.input.float()
+        source = at.input.to(_exact(at.input))
         if at.block_input is not None and source.ndim == 2:
             source = source.view(*at.block_input.shape[:2], -1)
         if self.centred:
@@ -125,9 +125,13 @@ class NormScale:
     def put(self, x: Tensor, new: Tensor, at: Moment) -> Tensor:
         ratio = (self.get(x, at) / new).reshape(*x.shape[:-1], 1)
         bias = getattr(at.module, "bias", None)
-        shifted = x.float() if bias is None else x.float() - bias.float()
+        shifted = x.to(_exact(x)) if bias is None else x.to(_exact(x)) - bias
         scaled = shifted * ratio
-        return (scaled if bias is None else scaled + bias.float()).to(x.dtype)
+        return (scaled if bias is None else scaled + bias).to(x.dtype)
+
+
+def _exact(x: Tensor) -> torch.dtype:
+    return torch.promote_types(x.dtype, torch.float32)
 
 
 @dataclass(frozen=True)
