@@ -1,0 +1,65 @@
+"""Running a study: open the lab, measure each claim, judge it, draw."""
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from patchclamp.studies.catalogue import load
+from patchclamp.studies.lab import Lab, NotApplicable, open_lab
+from patchclamp.studies.study import Claim, Study
+from patchclamp.studies.verdict import Outcome, Verdict, judge
+
+if TYPE_CHECKING:
+    from patchclamp.model import Model
+
+
+def run(
+    study: str | Study,
+    *,
+    full: bool = False,
+    model: "str | Path | Model | None" = None,
+    seed: int = 0,
+    out: str | Path | None = None,
+) -> Verdict:
+    """Measure every claim of a study and say which hold.
+
+    `study` is a name or a `Study`. `model` is None for the organism that the study names, "random" for its architecture
+    with fresh weights (where every finding must fail), or a Model, folder or hub id of your own. With `out`, a folder,
+    figures are drawn too, and `verdict.json` and `report.html` are written there.
+    Raises `NotApplicable`, with what is missing, where no claim can be asked of your model; a single claim that cannot
+    is left open (`holds` is None).
+    """
+    study = load(study) if isinstance(study, str) else study
+    if not study.claims:
+        raise ValueError(f"{study.name} claims nothing")
+    folder = None if out is None else Path(out)
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+    start = time.perf_counter()
+    lab, name = open_lab(study.organism, model=model, seed=seed, full=full, out=folder)
+    own = model is None or model == "random"
+    outcomes: dict[str, Outcome] = {}
+    for claim in lab.progress(study.claims, study.name):
+        outcomes[claim.name] = _outcome(claim, lab, outcomes, own)
+    if all(outcome.holds is None for outcome in outcomes.values()):
+        reasons = "; ".join(dict.fromkeys(outcome.note for outcome in outcomes.values()))
+        raise NotApplicable(f"{study.name} cannot be run on {name}: it {reasons}")
+    figures = [] if folder is None else [(f.text, f.draw(lab.at(f.draw.__name__))) for f in study.figures]
+    seconds = round(time.perf_counter() - start, 2)
+    verdict = Verdict(study.name, study.paper, study.seed, name, seconds, tuple(outcomes.values()), tuple(figures))
+    if folder is not None:
+        verdict.save(folder / "verdict.json")
+        verdict.report(folder / "report.html")
+    return verdict
+
+
+def _outcome(claim: Claim, lab: Lab, earlier: dict[str, Outcome], own: bool) -> Outcome:
+    premise = claim.given is None or earlier[claim.given.name].holds is True
+    try:
+        measured = claim.measure(lab.at(claim.name))
+    except NotApplicable as reason:
+        if own and not (lab.untrained and claim.kind == "finding"):
+            raise  # the study's own organism lacks what the study needs: a mistake in the study
+        holds = False if own else None  # untrained weights that lack it have not learnt it
+        return Outcome(claim.sentence, claim.kind, None, None, claim.threshold, None, holds, str(reason))
+    return judge(claim, measured, premise=premise)
