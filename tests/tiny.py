@@ -98,7 +98,12 @@ CONFIGS: dict[str, tuple[str, dict]] = {
     "granite": (
         "GraniteForCausalLM",
         _LLAMA
-        | {"residual_multiplier": 0.22, "embedding_multiplier": 12.0, "logits_scaling": 8.0, "attention_multiplier": 0.1},
+        | {
+            "residual_multiplier": 0.22,
+            "embedding_multiplier": 12.0,
+            "logits_scaling": 8.0,
+            "attention_multiplier": 0.1,
+        },
     ),
     "cohere": ("CohereForCausalLM", _LLAMA | {"logit_scale": 0.25}),
     "phi": ("PhiForCausalLM", _LLAMA | {"num_key_value_heads": 4}),

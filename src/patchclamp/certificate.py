@@ -1,4 +1,4 @@
-"""The certificate: every site's equation, checked on a short prompt; recording changes nothing, editing changes the output.
+"""The certificate: every site's equation, checked; recording changes nothing, editing changes the output.
 
     certificate = model.certify()
     certificate.holds
@@ -71,7 +71,8 @@ class Certificate:
         return bool(self.rows) and all(row.holds is not False for row in self.rows)
 
     def __str__(self) -> str:
-        head = f"{self.model}: {self.architecture}, {self.implementation} attention, {self.dtype}, transformers {self.transformers}"
+        head = f"{self.model}: {self.architecture}, {self.implementation} attention, {self.dtype}"
+        head += f", transformers {self.transformers}"
         lines = [head, *(f"  {row}" for row in self.rows)]
         lines += [f"  no {site}: {why}" for site, why in self.absent]
         return "\n".join([*lines, f"  certificate {'holds' if self.holds else 'DOES NOT HOLD'}"])
@@ -83,7 +84,8 @@ class Certificate:
             f"<tr><td>{escape(r.equation)}</td><td>{escape(r.sites)}</td><td>{r.holds}</td><td>{escape(r.note)}</td></tr>"
             for r in self.rows
         )
-        return f"<table><caption>{escape(self.model)}: {'holds' if self.holds else 'does not hold'}</caption>{cells}</table>"
+        caption = f"{self.model}: {'holds' if self.holds else 'does not hold'}"
+        return f"<table><caption>{escape(caption)}</caption>{cells}</table>"
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON."""
@@ -153,14 +155,19 @@ class _Checks:
         span = f"{stack + '.' if stack else ''}0..{len(layers) - 1}"
 
         def written(i: int, *kinds: str) -> Tensor:
-            return sum((got[at(k, i)] for k in kinds if at(k, i) in got), start=torch.zeros_like(got[at("resid_pre", i)]))
+            return sum(
+                (got[at(k, i)] for k in kinds if at(k, i) in got), start=torch.zeros_like(got[at("resid_pre", i)])
+            )
 
         def mids() -> Iterator[tuple[Tensor, Tensor]]:
             for i, layer in enumerate(layers):
                 if at("resid_mid", i) in got:
                     total = written(i, "resid_pre", "attn_out", "cross_attn_out")
                     norm = self.anatomy.taps[at("resid_mid", i)].path
-                    yield (self.module.get_submodule(norm)(total) if layer.post_norm else total), got[at("resid_mid", i)]
+                    yield (
+                        (self.module.get_submodule(norm)(total) if layer.post_norm else total),
+                        got[at("resid_mid", i)],
+                    )
 
         def posts() -> Iterator[tuple[Tensor, Tensor]]:
             for i, layer in enumerate(layers):
@@ -234,7 +241,7 @@ class _Checks:
         return bool(rows[0].holds)
 
     def _after(self, path: str, x: Tensor, origin: str) -> Tensor:
-        """What the module at `path` makes of the projection: itself, where it only passes it on; a post-norm's output."""
+        """What the module at `path` makes of the projection: the same, or the output of a post-norm."""
         module = self.module.get_submodule(path)
         if path == origin or origin.startswith(path + ".") or next(module.parameters(), None) is None:
             return x
@@ -246,7 +253,9 @@ class _Checks:
         experts: list[tuple[Tensor, Tensor]] = []
         names: set[str] = set()
         for i, layer in enumerate(layers):
-            site = {k: Site(k, i, stack=stack) for k in ("mlp_pre", "mlp_gate", "mlp_post", "expert_post", "expert_index")}
+            site = {
+                k: Site(k, i, stack=stack) for k in ("mlp_pre", "mlp_gate", "mlp_post", "expert_post", "expert_index")
+            }
             if layer.down is not None:
                 got = self._record(*list(site.values())[:3], f"module:{layer.down}")
                 post = got[site["mlp_post"]]
@@ -267,7 +276,7 @@ class _Checks:
 
     def _activation(self, got: Any, site: dict[str, Site]) -> tuple[str, Tensor]:
         post, pre = got[site["mlp_post"]], got[site["mlp_pre"]]
-        gate = got[site["mlp_gate"]] if site["mlp_gate"] in got else None
+        gate = got.recording.get(site["mlp_gate"])
         made = {name: fn(pre) if gate is None else fn(gate) * pre for name, fn in _ACTIVATIONS.items()}
         best = min(made, key=lambda name: float((made[name].float() - post.float()).abs().max()))
         return best, made[best]
@@ -302,13 +311,20 @@ class _Checks:
         if norm is not None:
             got = self._record(last, Site("final_norm"))
             made = self.module.get_submodule(norm)(got[last])
-            rows += self._row("final_norm = norm(resid_post[-1])", "final_norm", iter([(made, got[Site("final_norm")])]))
+            rows += self._row(
+                "final_norm = norm(resid_post[-1])", "final_norm", iter([(made, got[Site("final_norm")])])
+            )
         head = self.anatomy.unembed
         if head is not None and norm is not None and self.anatomy.head == "tokens":
             got = self._record(Site("final_norm"), Site("logits"))
             made = self.module.get_submodule(head)(got[Site("final_norm")]).float()
             note, shaped = self._head_form(made, got[Site("logits")].float())
-            rows += self._row("logits = unembed(final_norm) [scaled, soft-capped]", "logits", iter([(shaped, got[Site("logits")])]), note)
+            rows += self._row(
+                "logits = unembed(final_norm) [scaled, soft-capped]",
+                "logits",
+                iter([(shaped, got[Site("logits")])]),
+                note,
+            )
         return rows
 
     def _head_form(self, made: Tensor, logits: Tensor) -> tuple[str, Tensor]:
@@ -360,7 +376,7 @@ class _Checks:
         return not torch.equal(out, reference)
 
     def _causal(self) -> bool:
-        """Whether the past is independent of the future: the output at earlier positions, after the last token changed."""
+        """Whether the past is independent of the future: earlier positions, after the last token changed."""
         name = "decoder_input_ids" if "decoder_input_ids" in self.inputs else "input_ids"
         if name not in self.inputs:
             return False

@@ -66,13 +66,17 @@ KINDS: dict[str, Kind] = {
         Kind("mlp_gate", _NEURON, "input of the activation function in a gated MLP", "neuron"),
         Kind("mlp_pre", _NEURON, "the up-projection: mlp_post = act(mlp_pre), or act(mlp_gate) * mlp_pre", "neuron"),
         Kind("mlp_post", _NEURON, "the neurons: the input of the down-projection", "neuron"),
-        Kind("expert_post", ("prompt", "pos", "slot", "neuron"), "neurons of the experts chosen, by top-k slot", "slot"),
+        Kind(
+            "expert_post", ("prompt", "pos", "slot", "neuron"), "neurons of the experts chosen, by top-k slot", "slot"
+        ),
         Kind("expert_index", ("prompt", "pos", "slot"), "which expert fills each top-k slot", "slot"),
         Kind("mlp_out", _RESID, "what the MLP adds to the stream; resid_post = resid_mid + mlp_out"),
         Kind("resid_post", _RESID, "resid_post = resid_pre + attn_out + mlp_out"),
         Kind("final_norm_scale", ("prompt", "pos"), "the denominator of the last norm", layered=False),
         Kind("final_norm", _RESID, "final_norm = norm(resid_post[-1])", layered=False),
-        Kind("logits", ("prompt", "pos", "vocab"), "logits = unembed(final_norm), soft-capped and scaled", layered=False),
+        Kind(
+            "logits", ("prompt", "pos", "vocab"), "logits = unembed(final_norm), soft-capped and scaled", layered=False
+        ),
     )
 }
 ORDER = {name: rank for rank, name in enumerate(KINDS)}
@@ -177,7 +181,9 @@ def from_transformer_lens(name: str) -> str | None:
     if match is None:
         if "hook_" in name:
             near = difflib.get_close_matches(name, _TRANSFORMER_LENS, 1)
-            raise SiteError(f"{name!r} looks like a TransformerLens name, but is none that has a site here{_mean(near)}")
+            raise SiteError(
+                f"{name!r} looks like a TransformerLens name, but is none that has a site here{_mean(near)}"
+            )
         return None
     layer, hook = match.groups()
     kind = _TRANSFORMER_LENS_BLOCK.get(hook)
@@ -271,7 +277,7 @@ def indices(text: str, size: int, *, what: str, within: str) -> list[int]:
 
 @dataclass(frozen=True)
 class Inventory:
-    """What one model has: units by whole site (0 where a kind has none), layers by stack, reasons for what is absent."""
+    """What one model has: units by whole site (0: a kind without units), layers by stack, reasons for what is absent."""
 
     units: Mapping[Site, int]
     layers: Mapping[str, int]

@@ -94,7 +94,9 @@ class Weights:
     @property
     def W_O(self) -> PerLayer:
         """[head, d_head, d_model]: head_out[h] = z[h] @ W_O[h]."""
-        return self._per_layer("W_O", lambda i: self._matrix(self._layers[i].out_proj, "W_O", i).unflatten(0, (self._recipe(i).heads, -1)))
+        return self._per_layer(
+            "W_O", lambda i: self._matrix(self._layers[i].out_proj, "W_O", i).unflatten(0, (self._recipe(i).heads, -1))
+        )
 
     @property
     def b_O(self) -> PerLayer:
@@ -159,7 +161,9 @@ class Weights:
     def _recipe(self, layer: int) -> Recipe:
         recipe = self._layers[layer].recipe
         if recipe is None:
-            raise SiteError(f"{self.anatomy.model} has no attention weights in layer {layer}: it computes no softmax attention")
+            raise SiteError(
+                f"{self.anatomy.model} has no attention weights in layer {layer}: it computes no softmax attention"
+            )
         return recipe
 
     def _module(self, path: str | None, name: str, layer: int | None) -> nn.Module:
@@ -186,7 +190,9 @@ class Weights:
 
     def _table(self, site: Site) -> Tensor:
         if site not in self.anatomy.taps:
-            raise SiteError(f"{self.anatomy.model} has no {site.kind} table: {self.anatomy.inventory.absent.get(site, '')}")
+            raise SiteError(
+                f"{self.anatomy.model} has no {site.kind} table: {self.anatomy.inventory.absent.get(site, '')}"
+            )
         weight = self.module.get_submodule(self.anatomy.taps[site].path).weight
         assert isinstance(weight, Tensor)
         return weight
@@ -219,10 +225,19 @@ class Weights:
                     return {part: (paths[0], columns) for part, columns in parts.items()}
         else:
             widths = {path: got[f"module:{path}"].shape[-1] for path in paths}
-            own = [p for p in paths if widths[p] == v.shape[-1] and torch.allclose(got[f"module:{p}"].reshape(v.shape), v, rtol=1e-3, atol=1e-4)]
+            own = [
+                p
+                for p in paths
+                if widths[p] == v.shape[-1]
+                and torch.allclose(got[f"module:{p}"].reshape(v.shape), v, rtol=1e-3, atol=1e-4)
+            ]
             others = [p for p in paths if p not in own]
             queries, keys = (
-                [p for p in others if _parallel(got[f"module:{p}"].reshape(len(v), v.shape[1], -1)[:, 0], got[site][:, 0])]
+                [
+                    p
+                    for p in others
+                    if _parallel(got[f"module:{p}"].reshape(len(v), v.shape[1], -1)[:, 0], got[site][:, 0])
+                ]
                 for site in sites.values()
             )
             if own and queries and keys:
@@ -233,13 +248,13 @@ class Weights:
                     "v": (own[0], torch.arange(v.shape[-1]).view(recipe.kv_heads, -1)),
                 }
         raise SiteError(
-            f"the projections of layer {layer} of {self.anatomy.model} ({', '.join(paths)}) are in no layout that gives "
-            "its values: not separate, not [Q|K|V], not interleaved by head or by group"
+            f"the projections of layer {layer} of {self.anatomy.model} ({', '.join(paths)}) are in no layout that "
+            "gives its values: not separate, not [Q|K|V], not interleaved by head or by group"
         )
 
 
 def _parallel(made: Tensor, seen: Tensor) -> bool:
-    """Whether queries at position 0, where rotary turns by nothing, are what a projection made, but for norms and scales."""
+    """Whether queries at position 0, where rotary turns by nothing, are a projection's, but for norms and scales."""
     if made.numel() != seen.numel():
         return False
     made, seen = made.reshape(seen.shape).double(), seen.double()
@@ -255,7 +270,9 @@ def _layouts(recipe: Recipe, width: int) -> list[dict[str, Tensor]]:
         q, k, v = every.split([heads * d, kv * d, kv * d])
         found.append({"q": q.view(heads, d), "k": k.view(kv, d), "v": v.view(kv, d)})  # GPT-2, Phi-3
         groups = every.view(kv, recipe.group + 2, d)
-        found.append({"q": groups[:, :-2].reshape(heads, d), "k": groups[:, -2], "v": groups[:, -1]})  # NeoX, Bloom, Falcon
+        found.append(
+            {"q": groups[:, :-2].reshape(heads, d), "k": groups[:, -2], "v": groups[:, -1]}
+        )  # NeoX, Bloom, Falcon
         for shards in (4, 2, 8):
             if kv == heads and heads % shards == 0:
                 q, v, k = every.view(shards, 3, heads // shards, d).unbind(1)  # CodeGen, written for several cores

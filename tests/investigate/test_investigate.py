@@ -5,10 +5,10 @@ import re
 
 import numpy as np
 import pytest
-import tiny
 import torch
 
 import patchclamp as pc
+import tiny
 from patchclamp.model import wrap
 
 

@@ -1,10 +1,10 @@
 """A small task on a tiny model, and the slow, plain way to do what a sweep does."""
 
 import numpy as np
-import tiny
 import torch
 
 import patchclamp as pc
+import tiny
 from patchclamp.model import Model, wrap
 
 LENGTH, DIFFERS = 9, 3

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from patching import cases
 
 import patchclamp as pc
+from patching import cases
 
 
 def test_equals_the_gradient_by_hand():
@@ -22,15 +22,22 @@ def test_equals_the_gradient_by_hand():
     np.testing.assert_allclose(table[1].values - table.attrs["corrupted"], by_head.numpy(), atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["gpt2", "llama", "mixtral"])
-def test_small_changes_are_exact(name: str):
-    """For a corruption of the last layer that is tiny, the first order is all there is."""
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_is_exact_where_the_metric_is_linear(name: str):
+    """Beyond the last block only the norm is not linear: with its scale held, first order is all there is."""
     model, task = cases.model(name), cases.task()
-    exact = pc.patching.sweep(model, task, "resid_post.2", positions="each", normalise=False)
-    near = pc.patching.attribution(model, task, "resid_post.2", positions="each", normalise=False)
-    assert near.dims == exact.dims and near.shape == exact.shape
-    # beyond the last block only the norm is not linear: the signs agree, the sizes nearly
-    assert float(near[0, -1] - near.attrs["corrupted"]) * float(exact[0, -1] - exact.attrs["corrupted"]) > 0
+    near = pc.patching.attribution(model, task, "resid_post.2", positions=-1, normalise=False)
+    clean = model.run(task.clean, record="resid_post.2")
+    corrupt = model.run(task.corrupt, record=["resid_post.2", "final_norm_scale"])
+
+    def score(do):
+        logits = model.run(task.corrupt, do=do).logits
+        return float(pc.metrics.logit_difference(task.at_answer(logits), task).mean())
+
+    # a step so small that the norm's own change is of second order
+    step = 1e-3 * (clean["resid_post.2"] - corrupt["resid_post.2"])[:, -1]
+    moved = score([pc.add("resid_post.2", step, pos=-1)]) - score([])
+    assert moved / 1e-3 == pytest.approx(float(near[0]) - near.attrs["corrupted"], rel=0.05, abs=2e-3)
 
 
 def test_same_axes_and_ends_as_the_sweep():

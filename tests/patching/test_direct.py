@@ -2,16 +2,16 @@
 
 import numpy as np
 import pytest
-from patching import cases
 
 import patchclamp as pc
 from patchclamp.sites import SiteError
+from patching import cases
 
 
 @pytest.mark.parametrize(
     "name",
-    ["gpt2", "llama", "gemma2", "gemma3_text", "falcon", "gptj", "bloom", "opt", "mixtral", "gpt_oss", "granite", "olmo2", "glm4", "cohere"],
-)  # fmt: skip
+    "gpt2 llama gemma2 gemma3_text falcon gptj bloom opt mixtral gpt_oss granite olmo2 glm4 cohere".split(),
+)
 def test_the_parts_sum_to_the_logit_difference(name: str):
     model, task = cases.model(name), cases.task()
     for neurons in (False, True):
@@ -32,7 +32,7 @@ def test_heads_and_neurons_are_named_by_their_sites():
 
 
 def test_a_head_s_direct_effect_is_what_its_direct_path_carries():
-    """Taking a head out of the last residual stream, with the norm's scale held, moves the metric by its direct effect."""
+    """Taking a head out of the last stream, with the norm's scale held, moves the metric by its direct effect."""
     model, task = cases.model("llama"), cases.task()
     effect = float(pc.patching.direct_effect(model, task).sel(component="head_out.0.2").mean())
     run = model.run(task.clean, record=["head_out.0", "resid_post.2", "final_norm_scale"])

@@ -3,12 +3,24 @@
 import numpy as np
 import pytest
 import torch
-from patching import cases
 
 import patchclamp as pc
 from patchclamp.sites import SiteError
+from patching import cases
 
-ARCHITECTURES = ["gpt2", "llama", "gemma2", "falcon", "gptj", "bloom", "opt", "mixtral", "gpt_oss", "granite", "mistral"]
+ARCHITECTURES = [
+    "gpt2",
+    "llama",
+    "gemma2",
+    "falcon",
+    "gptj",
+    "bloom",
+    "opt",
+    "mixtral",
+    "gpt_oss",
+    "granite",
+    "mistral",
+]
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -21,7 +33,9 @@ def test_stream_and_heads_are_exact(name: str):
     assert table.dims == ("layer", "head")
 
 
-@pytest.mark.parametrize("pattern", ["attn_out.*", "mlp_out.*", "resid_post.*", "resid_mid.*", "q.1.*", "k.*", "v.1.*", "mlp_post.2"])
+@pytest.mark.parametrize(
+    "pattern", ["attn_out.*", "mlp_out.*", "resid_post.*", "resid_mid.*", "q.1.*", "k.*", "v.1.*", "mlp_post.2"]
+)
 def test_every_kind_is_exact(pattern: str):
     model, task = cases.model("llama"), cases.task()
     table = pc.patching.sweep(model, task, pattern, positions="each")
@@ -45,7 +59,9 @@ def test_prompts_of_different_lengths():
 def test_noising():
     model, task = cases.model("gpt2"), cases.task()
     table = pc.patching.sweep(model, task, "resid_pre.*", direction="noise")
-    np.testing.assert_allclose(table.values.ravel(), cases.naive(model, task, "resid_pre.*", "each", noise=True), atol=1e-4)
+    np.testing.assert_allclose(
+        table.values.ravel(), cases.naive(model, task, "resid_pre.*", "each", noise=True), atol=1e-4
+    )
     np.testing.assert_allclose(table.values[:, : cases.DIFFERS], 1.0, atol=1e-6)
 
 
@@ -81,7 +97,7 @@ def test_the_model_is_left_as_it_was():
     pc.patching.sweep(model, task, "resid_pre.*")
     for name, module in model.hf.named_modules():
         assert "forward" not in module.__dict__
-        assert {k for k in module.__dict__} == set(before[name])
+        assert set(module.__dict__) == set(before[name])
         assert not module._forward_pre_hooks and not module._forward_hooks
 
 

@@ -260,8 +260,11 @@ def _find_mlp(block: Block, inner: list[Call]) -> None:
     if block.mlp_term is None:
         return
     linears = [
-        c for c in inner
-        if is_linear(c.module) and c not in taken and not any(c.within(t) for t in inner if is_linear(t.module) and t is not c)
+        c
+        for c in inner
+        if is_linear(c.module)
+        and c not in taken
+        and not any(c.within(t) for t in inner if is_linear(t.module) and t is not c)
     ]
     width = block.x.shape[-1]
     downs = [c for c in linears if c.outputs.get(None) is not None and c.outputs[None].shape[-1] == width]
@@ -276,14 +279,18 @@ def _find_mlp(block: Block, inner: list[Call]) -> None:
         return
     block.why.setdefault(
         "mlp",
-        "its neurons are inside the experts: see expert_post" if block.experts else "no pair of up- and down-projection",
+        "its neurons are inside the experts: see expert_post"
+        if block.experts
+        else "no pair of up- and down-projection",
     )
 
 
 def _mlp(block: Block, inner: list[Call], ups: list[Call], down: Call, hidden: int) -> Mlp:
     path = ancestor([down.path, *(u.path for u in ups)])
     holder = next((c for c in inner if c.path == path), None)
-    activations = [c for c in inner if next(c.module.parameters(), None) is None and ups[0].start < c.start < down.start]
+    activations = [
+        c for c in inner if next(c.module.parameters(), None) is None and ups[0].start < c.start < down.start
+    ]
     acted = [t for c in activations for t in c.inputs.values()]
     fused = None
     gate = None

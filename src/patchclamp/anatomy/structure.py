@@ -59,7 +59,9 @@ def norm_form(call: Call) -> tuple[bool, float] | None:
     source = next(iter(call.inputs.values())).reshape(-1, call.raw.shape[-1]).double()
     raw = call.raw.reshape(source.shape).double()
     names = ("eps", "variance_epsilon", "epsilon", "layer_norm_eps")
-    eps = next((float(getattr(call.module, n)) for n in names if isinstance(getattr(call.module, n, None), float)), None)
+    eps = next(
+        (float(getattr(call.module, n)) for n in names if isinstance(getattr(call.module, n, None), float)), None
+    )
     if eps is None:
         return None
     bias = getattr(call.module, "bias", None)
@@ -128,7 +130,7 @@ def stream_tensors(calls: list[Call], result: Tensor) -> list[tuple[Call, int | 
 
 
 def stacks(trace: Trace, model: nn.Module) -> list[list[Call]]:
-    """Lists of modules that are called in a chain, each on what the one before returned: the blocks, outermost first."""
+    """Lists of modules that are called in a chain, each on what the last one returned: the blocks, outermost first."""
     declared = getattr(model, "_no_split_modules", None) or []
     found: list[list[Call]] = []
     for path, module in model.named_modules():

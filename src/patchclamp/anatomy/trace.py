@@ -29,7 +29,7 @@ SDPA = {F.scaled_dot_product_attention}
 
 @dataclass
 class Call:
-    """One call of one module: tensors by argument (position or keyword) and by item of the output (None: the output)."""
+    """One call of one module: tensors by argument (place or name) and by item of the output (None: all of it)."""
 
     path: str
     module: nn.Module
