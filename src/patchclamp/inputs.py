@@ -90,6 +90,8 @@ def as_tokens(inputs: Any, tokenizer: Any, pad: int, attention_mask: Any = None)
         if attention_mask is not None:
             raise TypeError("attention_mask goes with rows of one length; ragged rows get theirs from their lengths")
         rows = [torch.as_tensor(row) for row in inputs]
+        if any(row.numel() == 0 for row in rows):
+            raise ValueError("a prompt of no tokens")
         if any(row.is_floating_point() or row.ndim != 1 for row in rows):
             raise TypeError("rows of different lengths are token ids, whole numbers")
         return pad_rows([row.tolist() for row in rows], pad)
