@@ -1,4 +1,4 @@
-"""Prompts in any form, as token ids with a mask: strings, lists of ids, tensors, dictionaries of a model's own inputs."""
+"""Prompts in any form, as token ids with a mask: strings, lists of ids, tensors, a model's own inputs."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace

@@ -182,7 +182,7 @@ def ablate(
     when: When = "all",
     seed: int = 0,
 ) -> Intervention:
-    """Remove: to "zero", to the "mean" over the batch's prompts, to another prompt's value ("resample"), or to a tensor.
+    """Remove: to "zero", to the "mean" over the batch's prompts, to another prompt's ("resample"), or to a tensor.
 
     Prompts are compared at the positions that `pos` names, or else at equal distance from their first tokens.
     """
@@ -246,7 +246,7 @@ def edit(
     rows: Sequence[int] | None = None,
     when: When = "all",
 ) -> Intervention:
-    """Any function `fn(activation, **context) -> activation`, on the site's tensor as it is recorded; not saved to disk.
+    """Any function `fn(activation, **context) -> activation`, on the site's tensor as recorded; not saved to disk.
 
     `context` has `site`, `frame` (padding and lengths) and `start` (the first position of this forward pass).
     """

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, cast
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -62,7 +62,7 @@ class Run:
 
 @dataclass
 class Generation:
-    """What was generated: `tokens` with the prompt in front (left-padded), the texts, and what was recorded on the way."""
+    """What was generated: `tokens` with the prompt in front (left-padded), the texts, and what was recorded."""
 
     tokens: Int[Tensor, "prompt pos"]
     prompt_length: int
@@ -164,7 +164,8 @@ class Model:
         layers = self.anatomy.layers[""]
         if not layers:
             return f"Model({self.name}: {type(self.hf).__name__}, module sites only)"
-        return f"Model({self.name}: {type(self.hf).__name__}, {len(layers)} layers, {self.n_heads} heads, d_model {self.d_model})"
+        size = f"{len(layers)} layers, {self.n_heads} heads, d_model {self.d_model}"
+        return f"Model({self.name}: {type(self.hf).__name__}, {size})"
 
     # ── running it ────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -189,7 +190,7 @@ class Model:
         """One forward pass; logits equal those of the model itself bit for bit.
 
         `record` says what to keep, at `positions` (all by default); recorded values are what the model went on with,
-        after `do`. `grad` is a function of the logits: the gradient of its sum at each recorded site is `run.grad[site]`.
+        after `do`. `grad` is a function of the logits: its sum's gradient at each recorded site is `run.grad[site]`.
         `stop` is the last site that is needed (True: the last recorded): the pass ends there, and there are no logits.
         """
         arguments, tokens = self._arguments(inputs, attention_mask)
@@ -303,7 +304,9 @@ class Model:
         arguments: dict[str, Any] = {name: tokens.ids.to(self.device)}
         if tokens.padded or attention_mask is not None:
             if not self._accepts("attention_mask"):
-                raise ValueError(f"{type(self.hf).__name__} takes no attention_mask: run prompts of one length together")
+                raise ValueError(
+                    f"{type(self.hf).__name__} takes no attention_mask: run prompts of one length together"
+                )
             arguments["attention_mask"] = tokens.mask.long().to(self.device)
             if self._own_positions:  # which are counted from the ids: whatever fills the padding must be the pad
                 arguments[name] = torch.where(tokens.mask, tokens.ids, self.pad).to(self.device)

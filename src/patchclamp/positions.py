@@ -31,7 +31,7 @@ class Span:
 
 
 def span(text: str | Sequence[str], which: Literal["first", "last", "all"] = "last") -> Span:
-    """Select tokens by text: one text for all prompts, or one for each; usable as `pos=` wherever prompts are strings."""
+    """Select tokens by text, one for all prompts or one for each; usable as `pos=` wherever prompts are strings."""
     if which not in ("first", "last", "all"):
         raise ValueError(f"which={which!r}: a span has a 'first' token, a 'last' token, or 'all'")
     return Span(text if isinstance(text, str) else tuple(text), which)
@@ -98,7 +98,7 @@ class Frame:
 
     @property
     def everything(self) -> Tensor:
-        """Columns [prompt, n] of all tokens so far: the same position of each prompt in one column, -1 where it has none."""
+        """Columns [prompt, n] of all tokens so far: each prompt's position p in column p, -1 where it has none."""
         positions = torch.arange(int(self.count.max()) if len(self.count) else 0)
         prompt = torch.where(positions < self.count[:, None], self.left[:, None] + positions, -1)
         generated = torch.arange(self.prompt, max(self.prompt, self.start + self.length))

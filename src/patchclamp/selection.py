@@ -51,7 +51,7 @@ class Selection:
     # ── values from a tensor ──────────────────────────────────────────────────────────────────────────────────────
 
     def fit(self, value: Tensor) -> Tensor:
-        """A value by what its shape says: [feature], [prompt, feature], [prompt, n, feature] or [prompt, pos, feature]."""
+        """A value by its shape: [feature], [prompt, feature], [prompt, n, feature] or [prompt, pos, feature]."""
         tail = list(self.whole.shape[2:])
         value = value.to(self.y.device)
         if value.numel() == 1:
@@ -75,8 +75,9 @@ class Selection:
         if not self.frame.ordered and self.y.ndim == 4 and list(value.shape) == tail[1:]:
             return value  # [feature] for a module that returns [prompt, anything, feature]
         raise InterventionError(
-            f"{self.of} has a value of shape {list(value.shape)}, which does not fit {self.site} {list(self.whole.shape)}: "
-            f"give {tail}, or [{batch}, *{tail}] (one a prompt), or [{batch}, {self.columns.shape[1]}, *{tail}] (one a position)"
+            f"{self.of} has a value of shape {list(value.shape)}, which does not fit {self.site} "
+            f"{list(self.whole.shape)}: give {tail}, or [{batch}, *{tail}] (one a prompt), or "
+            f"[{batch}, {self.columns.shape[1]}, *{tail}] (one a position)"
         )
 
     def _as_given(self) -> Tensor:
@@ -145,7 +146,7 @@ class Selection:
             row = int(rows[first])
             raise InterventionError(
                 f"{self.of} reaches position {int(theirs.logical(rows, columns)[first])} of prompt {row}, of which its "
-                f'source has {int(theirs.real[row].sum())} tokens; use when="prompt", or pos= for positions that both have'
+                f'source has {int(theirs.real[row].sum())} tokens; use when="prompt", or pos= for what both have'
             )
 
     def _with_their_keys(self, picked: Tensor, theirs: Frame, rows: Tensor) -> Tensor:

@@ -277,7 +277,7 @@ def indices(text: str, size: int, *, what: str, within: str) -> list[int]:
 
 @dataclass(frozen=True)
 class Inventory:
-    """What one model has: units by whole site (0: a kind without units), layers by stack, reasons for what is absent."""
+    """What one model has: units by whole site (0: none), layers by stack, reasons for what is absent."""
 
     units: Mapping[Site, int]
     layers: Mapping[str, int]
