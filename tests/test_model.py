@@ -1,11 +1,11 @@
 """Models of every kind, and inputs of every form."""
 
 import pytest
-import tiny
 import torch
 from torch import nn
 
 import patchclamp as pc
+import tiny
 from patchclamp.model import wrap
 
 PROMPTS = [[5, 6, 7, 8, 9, 10, 11], [12, 13, 14, 15]]

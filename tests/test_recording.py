@@ -1,10 +1,10 @@
 """A recording holds what was asked for, no more memory than that, and answers by name or not at all."""
 
 import pytest
-import tiny
 import torch
 
 import patchclamp as pc
+import tiny
 from patchclamp.model import Model, wrap
 from patchclamp.positions import PositionError
 from patchclamp.recording import Recording

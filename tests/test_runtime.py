@@ -4,12 +4,12 @@ import copy
 import threading
 
 import pytest
-import tiny
 import torch
 from torch import nn
 from torch.overrides import _get_current_function_mode_stack
 
 import patchclamp as pc
+import tiny
 from patchclamp.model import Model, wrap
 from patchclamp.runtime import NeverFired
 

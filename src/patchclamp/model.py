@@ -308,15 +308,16 @@ class Model:
                     f"{type(self.hf).__name__} takes no attention_mask: run prompts of one length together"
                 )
             arguments["attention_mask"] = tokens.mask.long().to(self.device)
-            if self._own_positions:  # which are counted from the ids: whatever fills the padding must be the pad
-                arguments[name] = torch.where(tokens.mask, tokens.ids, self.pad).to(self.device)
-            arguments |= self._positions(tokens.mask)
+            arguments |= self._behind_padding(name, tokens.ids, tokens.mask)
         return arguments, tokens
 
-    def _positions(self, mask: Tensor) -> dict[str, Tensor]:
-        """Positions behind left padding, for models that would count the padding."""
-        left = bool((~mask[:, 0].bool()).any())
-        if not left or not self._accepts("position_ids") or self._own_positions or self._encodes:
+    def _behind_padding(self, name: str, ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
+        """What keeps a model from counting the padding on the left of its prompts as positions."""
+        if bool(mask[:, 0].all()) or self._encodes:
+            return {}
+        if self._own_positions:  # counted from the ids: whatever fills the padding must be the pad
+            return {name: torch.where(mask.bool(), ids, self.pad).to(self.device)}
+        if not self._accepts("position_ids"):
             return {}
         return {"position_ids": (mask.long().cumsum(1) - 1).clamp_min(0).to(self.device)}
 
@@ -326,9 +327,10 @@ class Model:
             unknown = [key for key in given if not self._accepts(key)]
             if unknown:
                 raise TypeError(f"{type(self.hf).__name__}.forward takes no {', '.join(unknown)}")
-            mask = given.get("attention_mask")
-            if isinstance(mask, Tensor) and mask.ndim == 2 and "input_ids" in given and "past_key_values" not in given:
-                given = self._positions(mask) | given
+            mask, ids = given.get("attention_mask"), given.get("input_ids")
+            whole = not {"position_ids", "past_key_values"} & given.keys()
+            if whole and isinstance(mask, Tensor) and isinstance(ids, Tensor) and mask.shape == ids.shape:
+                given |= self._behind_padding("input_ids", ids, mask)
             return {key: v.to(self.device) if isinstance(v, Tensor) else v for key, v in given.items()}
         tensor = torch.as_tensor(inputs)
         name = getattr(self.hf, "main_input_name", None)

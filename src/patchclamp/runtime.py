@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from patchclamp.anatomy.attention import Watch
 from patchclamp.anatomy.discover import Anatomy, Tap
 from patchclamp.anatomy.experts import RouterWatch, combine, neurons, routing
-from patchclamp.anatomy.views import Moment
+from patchclamp.anatomy.views import Moment, first_tensor, replaced
 from patchclamp.interventions import Intervention
 from patchclamp.passes import Passes
 from patchclamp.positions import Frame
@@ -273,12 +273,12 @@ class Session:
     def _at_output(self, stages: list[Stage], module: nn.Module, args: tuple, kwargs: dict, output: Any):
         key = stages[0].tap.key
         if key is None and not isinstance(output, Tensor):
-            key = _first_tensor(output, stages[0].tap.path)
+            key = first_tensor(output, stages[0].tap.path)
         x = output if key is None else output[key]
         source = next((t for t in (*args, *kwargs.values()) if isinstance(t, Tensor)), None)
         new = self._through(stages, x, Moment(module, source))
         self._finish()
-        return None if new is x else _replaced(output, key, new)
+        return None if new is x else replaced(output, key, new)
 
     def _at_experts(self, stages: list[Stage], module: nn.Module, args: tuple, kwargs: dict, output: Any):
         hidden, index, weight = routing(args, kwargs)
@@ -377,25 +377,6 @@ class Session:
             frame = Frame.plain(0 if x is None else len(x), x.shape[1] if x is not None and x.ndim > 1 else 0)
         layers = self.anatomy.inventory.layers
         return Recording(tensors, frame, columns=columns, reduced=reduced, frames=frames, layers=layers)
-
-
-def _first_tensor(output: Any, path: str) -> int | str:
-    items = (
-        output.items() if isinstance(output, dict) else enumerate(output) if isinstance(output, (tuple, list)) else ()
-    )
-    for key, item in items:
-        if isinstance(item, Tensor):
-            return key
-    raise TypeError(f"module {path!r} returned {type(output).__name__}, which holds no tensor to record")
-
-
-def _replaced(output: Any, key: int | str | None, new: Tensor) -> Any:
-    if key is None:
-        return new
-    if isinstance(output, dict):
-        return type(output)(**{**output, key: new})
-    items = [new if index == key else item for index, item in enumerate(output)]
-    return type(output)(*items) if hasattr(output, "_fields") else type(output)(items)
 
 
 def _refuse_compiled(modules: Mapping[str, nn.Module]) -> None:

@@ -206,9 +206,7 @@ def _distinct_heads(k: Tensor, v: Tensor) -> int:
     """Key-value heads before they were repeated for the query heads that share them."""
     heads = k.shape[1]
     for group in range(heads, 1, -1):
-        if heads % group == 0 and all(
-            torch.equal(x, x[:, ::group].repeat_interleave(group, dim=1)) for x in (k, v)
-        ):
+        if heads % group == 0 and all(torch.equal(x, x[:, ::group].repeat_interleave(group, dim=1)) for x in (k, v)):
             return heads // group
     return heads
 

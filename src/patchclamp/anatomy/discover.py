@@ -1,8 +1,8 @@
 """From a module to its anatomy: one traced call, no table of names.
 
-    anatomy = discover(hf_model)
-    anatomy.taps[Site("z", 3)]        # where z of layer 3 lives: a module, its input or output, and a view
-    anatomy.inventory.expand("z.*")   # the sites that a pattern names
+anatomy = discover(hf_model)
+anatomy.taps[Site("z", 3)]        # where z of layer 3 lives: a module, its input or output, and a view
+anatomy.inventory.expand("z.*")   # the sites that a pattern names
 """
 
 from collections.abc import Mapping
@@ -16,6 +16,7 @@ from patchclamp.anatomy.attention import Recipe
 from patchclamp.anatomy.blocks import Block, Sublayer, read_block
 from patchclamp.anatomy.structure import Term, is_linear, is_norm, norm_form, same, solve, stacks, stream_key
 from patchclamp.anatomy.trace import Call, Trace, evaluation, trace
+from patchclamp.anatomy.trial import trial_inputs
 from patchclamp.anatomy.views import EachPrompt, HeadOut, Heads, NormScale, Part, PlusResidual, Rows, Scaled, View
 from patchclamp.sites import KINDS, Inventory, Site
 
@@ -76,38 +77,6 @@ class Anatomy:
     volatile: frozenset[str] = frozenset()  # modules whose output is changed in place later on
 
 
-_LENGTH, _SOURCE_LENGTH, _BATCH = 5, 7, 2
-
-
-def trial_inputs(model: nn.Module, seed: int = 1) -> dict:
-    """A small batch that the model accepts: two rows of five tokens, or two images."""
-    config = getattr(model, "config", None)
-    if config is None or not hasattr(model, "main_input_name"):
-        raise TypeError("not a transformers model")
-    device = next(model.parameters()).device
-    generator = torch.Generator().manual_seed(seed)
-    name = model.main_input_name
-    if name == "pixel_values":
-        vision = getattr(config, "vision_config", config)
-        size = getattr(vision, "image_size", 32)
-        height, width = size if isinstance(size, (list, tuple)) else (size, size)
-        dtype = next(model.parameters()).dtype
-        return {name: torch.randn(_BATCH, vision.num_channels, height, width, generator=generator).to(device, dtype)}
-    if name != "input_ids":
-        raise TypeError(f"inputs called {name!r} cannot be made up")
-    text = config.get_text_config() if hasattr(config, "get_text_config") else config
-    vocab = getattr(text, "vocab_size", None) or model.get_input_embeddings().num_embeddings
-    special = {getattr(text, f"{n}_token_id", None) for n in ("pad", "bos", "eos", "decoder_start", "image")}
-    ordinary = torch.tensor([i for i in range(min(vocab, 4096)) if i not in special])
-
-    def draw(length: int) -> Tensor:
-        return ordinary[torch.randint(len(ordinary), (_BATCH, length), generator=generator)].to(device)
-
-    if getattr(config, "is_encoder_decoder", False):
-        return {"input_ids": draw(_SOURCE_LENGTH), "decoder_input_ids": draw(_LENGTH)}
-    return {"input_ids": draw(_LENGTH)}
-
-
 def discover(model: nn.Module, name: str = "this model", inputs: dict | None = None) -> Anatomy:
     """The anatomy of a transformers model (or of any module that `inputs` can be passed to), from one traced call.
 
@@ -118,7 +87,10 @@ def discover(model: nn.Module, name: str = "this model", inputs: dict | None = N
     try:
         seen = trace(model, trial_inputs(model) if inputs is None else inputs)
     except Exception as error:  # whatever a model says to inputs that are made up
-        absent = {Site(kind): f"no anatomy was discovered ({_said(error)}); its modules are sites: module:PATH" for kind in KINDS}
+        absent = {
+            Site(kind): f"no anatomy was discovered ({_said(error)}); its modules are sites: module:PATH"
+            for kind in KINDS
+        }
         inventory = Inventory({}, {"": 0}, absent, modules, name)
         return Anatomy(name, implementation, {}, inventory, {"": ()}, {}, (), None, None, None, 0, "none")
     return _Discovery(model, name, seen, modules, implementation).anatomy()
@@ -220,7 +192,13 @@ class _Discovery:
                 self._missing(at, kind, block.why.get("attention", "this block has no attention"))
             return
         path = block.call.path
-        for part, units in (("q", "heads"), ("k", "kv_heads"), ("v", "kv_heads"), ("scores", "heads"), ("pattern", "heads")):
+        for part, units in (
+            ("q", "heads"),
+            ("k", "kv_heads"),
+            ("v", "kv_heads"),
+            ("scores", "heads"),
+            ("pattern", "heads"),
+        ):
             self._tap(at(prefix + part), sub.core, "attention", part, units=getattr(sub.recipe, units))
             if prefix:
                 self.cross[at(prefix + part)] = sub.recipe
@@ -241,7 +219,9 @@ class _Discovery:
         if sub.term is not None:
             self._contribution(at(prefix + "attn_out"), sub.term, path)
         else:
-            self._missing(at, prefix + "attn_out", block.why.get("sum", "attention's output was not found in the stream"))
+            self._missing(
+                at, prefix + "attn_out", block.why.get("sum", "attention's output was not found in the stream")
+            )
 
     def _norm_tap(self, site: Site, norm: Call | None, block: Block, why: str) -> None:
         form = None if norm is None else norm_form(norm)

@@ -5,7 +5,7 @@ module shall see. `put(x, get(x))` is `x`, bit for bit for the reshaping views a
 """
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -170,3 +170,24 @@ def projection(module: nn.Module) -> Tensor:
         out = module(eye)
     bias = getattr(module, "bias", None)
     return out if bias is None else out - bias
+
+
+def first_tensor(output: Any, path: str) -> int | str:
+    """The key of the first tensor among what a module returned."""
+    items = (
+        output.items() if isinstance(output, dict) else enumerate(output) if isinstance(output, (tuple, list)) else ()
+    )
+    for key, item in items:
+        if isinstance(item, Tensor):
+            return key
+    raise TypeError(f"module {path!r} returned {type(output).__name__}, which holds no tensor to record")
+
+
+def replaced(output: Any, key: int | str | None, new: Tensor) -> Any:
+    """What a module returned, with one tensor of it replaced."""
+    if key is None:
+        return new
+    if isinstance(output, dict):
+        return type(output)(**{**output, key: new})
+    items = [new if index == key else item for index, item in enumerate(output)]
+    return type(output)(*items) if hasattr(output, "_fields") else type(output)(items)
