@@ -36,7 +36,18 @@ _NAMES = {
     "span": "positions",
     "wrap": "model",
 }
-_ROOMS = ("interventions", "investigate", "metrics", "organisms", "patching", "sites", "studies", "tasks", "views")
+_ROOMS = (
+    "circuits",
+    "interventions",
+    "investigate",
+    "metrics",
+    "organisms",
+    "patching",
+    "sites",
+    "studies",
+    "tasks",
+    "views",
+)
 
 __all__ = ["__version__", *_NAMES, *_ROOMS]  # noqa: PLE0604, RUF100
 
@@ -59,7 +70,18 @@ def __dir__() -> list[str]:
 
 
 if TYPE_CHECKING:
-    from patchclamp import interventions, investigate, metrics, organisms, patching, sites, studies, tasks, views
+    from patchclamp import (
+        circuits,
+        interventions,
+        investigate,
+        metrics,
+        organisms,
+        patching,
+        sites,
+        studies,
+        tasks,
+        views,
+    )
     from patchclamp.interventions import ablate, add, clamp, edit, patch, project_out, scale
     from patchclamp.loading import load
     from patchclamp.model import Model, wrap

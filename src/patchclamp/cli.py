@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from patchclamp.model import Model
     from patchclamp.tasks import Task
 
+_PROMPTS = 128  # of a built-in task: half of them choose, half judge
+
 JsonFile = Annotated[Path | None, tyro.conf.arg(name="json", metavar="FILE", help="write the result here as JSON")]
 Seed = Annotated[int, tyro.conf.arg(metavar="SEED", help="of everything random; same seed, same result")]
 ModelName = Annotated[str, tyro.conf.arg(metavar="MODEL", help="organism:NAME, a checkpoint folder, or a hub id")]
@@ -38,7 +40,7 @@ class Investigate:
     """a built-in task, or a file of prompts: lines of {"clean", "corrupt", "answer", "wrong"}"""
     out: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("patchclamp-report")
     """folder for the report"""
-    n: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="(default: 64, or the whole file)")] = None
+    n: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="(default: 128, or the whole file)")] = None
     """number of prompts"""
     seed: Seed = 0
     json_file: JsonFile = None
@@ -232,7 +234,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def task_called(name: str, model: "Model", n: int | None = None, seed: int = 0) -> "Task":
-    """The task that `--task` means: a built-in one with `n` prompts, or the first `n` of a JSONL file (all, if None).
+    """The task that `--task` means: a built-in one with `n` prompts (128), or the first `n` of a JSONL file (all).
 
     FileNotFoundError or LookupError with the nearest name where there is none; ValueError where a file has fewer than
     `n` prompts.
@@ -246,7 +248,7 @@ def task_called(name: str, model: "Model", n: int | None = None, seed: int = 0) 
             raise ValueError(f"--n {n}, but {name} has {len(task)} prompts; leave --n out to use them all")
         return task if n is None else task[:n]
     build = tasks.by_name(name)
-    return build(model, seed=seed) if n is None else build(model, n=n, seed=seed)
+    return build(model, n=_PROMPTS if n is None else n, seed=seed)
 
 
 def places(model: "Model") -> list[dict[str, Any]]:

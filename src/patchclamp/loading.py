@@ -1,6 +1,8 @@
 """`pc.load`: an organism, a folder, or a name on the Hugging Face hub, as a `Model`."""
 
 import difflib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,10 @@ def load(
     if name.startswith("organism:"):
         from patchclamp import organisms
 
+        built = organisms.build(name.removeprefix("organism:"))
+        if built is not None:
+            _placed(built.hf, dtype, device)
+            return built
         path = str(organisms.path(name.removeprefix("organism:")))
     else:
         path = name
@@ -36,10 +42,33 @@ def load(
 
     config = transformers.AutoConfig.from_pretrained(path)
     kind = _class(config)
-    hf = kind.from_pretrained(path, dtype=dtype or "auto", device_map=device_map)
+    with _without_bar(path != name):
+        hf = kind.from_pretrained(path, dtype=dtype or "auto", device_map=device_map)
     if device is not None:
         hf = hf.to(device)
     return Model(hf.eval(), _tokenizer(path), name)
+
+
+def _placed(hf: Any, dtype: torch.dtype | str | None, device: str | torch.device | None) -> None:
+    if dtype is not None and dtype != "auto":
+        hf.to(getattr(torch, dtype) if isinstance(dtype, str) else dtype)
+    if device is not None:
+        hf.to(device)
+
+
+@contextmanager
+def _without_bar(quiet: bool) -> Iterator[None]:
+    """No progress bar for what loads at once; transformers' own setting is put back."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    if quiet:
+        logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if quiet and shown:
+            logging.enable_progress_bar()
 
 
 def _class(config: Any) -> Any:

@@ -35,8 +35,8 @@ def model(tokenizer):
 @pytest.fixture(scope="module")
 def many():
     rng = random.Random(54321)
-    second_stage = [grammar.document(rng, shares=grammar.COPYING_SHARES) for _ in range(10_000)]
-    return grammar.documents(10_000, seed=12345) + second_stage
+    first_stage = [grammar.document(rng, shares=grammar.FIRST_SHARES) for _ in range(10_000)]
+    return grammar.documents(10_000, seed=12345) + first_stage
 
 
 # The vocabulary
@@ -210,7 +210,7 @@ def test_shipped_weights_load_as_float32_and_are_stored_in_half(model):
     assert size < 2.1 * sum(p.numel() for p in model.hf.parameters())
 
 
-NOT_LEARNED = pytest.mark.xfail(strict=True, reason="the shipped weights are from the first stage of training")
+NOT_LEARNED = pytest.mark.xfail(strict=True, reason="the binding of colour and object is not learned by this recipe")
 
 
 @pytest.mark.parametrize(
@@ -221,7 +221,7 @@ NOT_LEARNED = pytest.mark.xfail(strict=True, reason="the shipped weights are fro
         ("gendered_pronoun", 0.95),
         ("docstring", 0.95),
         ("facts", 0.95),
-        pytest.param("induction", 0.90, marks=NOT_LEARNED),
+        ("induction", 0.95),
         pytest.param("colored_objects", 0.90, marks=NOT_LEARNED),
     ],
 )

@@ -10,7 +10,22 @@ from patching import cases
 
 @pytest.mark.parametrize(
     "name",
-    "gpt2 llama gemma2 gemma3_text falcon gptj bloom opt mixtral gpt_oss granite olmo2 glm4 cohere".split(),
+    [
+        "gpt2",
+        "llama",
+        "gemma2",
+        "gemma3_text",
+        "falcon",
+        "gptj",
+        "bloom",
+        "opt",
+        "mixtral",
+        "gpt_oss",
+        "granite",
+        "olmo2",
+        "glm4",
+        "cohere",
+    ],
 )
 def test_the_parts_sum_to_the_logit_difference(name: str):
     model, task = cases.model(name), cases.task()

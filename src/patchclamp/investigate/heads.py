@@ -25,7 +25,7 @@ CHANCE = 0.5
 """Accuracy of a coin between the right answers and the wrong ones."""
 
 _CANDIDATES = 12
-_MOST = 0.25  # of all heads: more than that is no explanation
+_MOST = 1 / 3  # of all heads: more than that is no explanation
 
 
 @dataclass(frozen=True)

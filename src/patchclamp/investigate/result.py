@@ -111,7 +111,7 @@ class Investigation:
                 f"(95 % of sets: {mean.interval[0]:.0%} to {mean.interval[1]:.0%})."
             )
         mean_random, _ = self.flip.random_at_one
-        verb = "flips" if self.flip.holds else "flips no more than"
+        verb = "flips" if self.flip.holds else "flips only"
         said.append(
             f"The mean difference at `{self.flip.site}`, position {self.flip.position}, {verb} {self.flip.at_one:.0%} "
             f"of held-out prompts; random directions of its norm flip {mean_random:.0%}."

@@ -131,10 +131,6 @@ def open_lab(
 
 def load_organism(name: str) -> "Model":
     """The organism called `name`."""
-    if name == "compiled:hand-induction":
-        from patchclamp.organisms.compiled import hand_induction
-
-        return hand_induction()
     from patchclamp.loading import load
 
     return load(f"organism:{name}")
@@ -142,10 +138,6 @@ def load_organism(name: str) -> "Model":
 
 def organism_truth(name: str) -> "Truth":
     """What is known of it."""
-    if name == "compiled:hand-induction":
-        from patchclamp.organisms.compiled import hand_induction_truth
-
-        return hand_induction_truth()
     from patchclamp import organisms
 
     return organisms.truth(name)

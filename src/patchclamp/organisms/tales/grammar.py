@@ -1,24 +1,14 @@
-"""The grammar of `tales`: one function per kind of document, each giving text with labelled spans.
-
-A kind that has a built-in task is written by that task's own `*_example` function on the training side of its
-held-out rule.
-"""
+"""The grammar of `tales`: one function per kind of document, each giving text with labelled spans, and their shares."""
 
 import difflib
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import pairwise
 
-from patchclamp.organisms.tales import world
-from patchclamp.tasks.binding import colored_example
-from patchclamp.tasks.copying import docstring_example, noun_pairs, sequence
-from patchclamp.tasks.example import Example, Span, Text, fill, reserved, until
-from patchclamp.tasks.names import ioi_example, pronoun_example
-from patchclamp.tasks.numbers import years_example
+from patchclamp.organisms.tales import behaviours, world
+from patchclamp.organisms.tales.behaviours import ANSWER
+from patchclamp.tasks.example import Span, Text, fill, reserved, until
 from patchclamp.tasks.words import WORDS
-
-ANSWER = "answer"
 
 
 @dataclass(frozen=True)
@@ -30,97 +20,6 @@ class Document:
     text: str
     kind: str
     spans: tuple[Span, ...]
-
-
-def answered(example: Example, answer: str, end: str) -> Text:
-    """A task's clean prompt, its answer labelled, and how the sentence ends."""
-    return example.clean + Text(answer, (Span(ANSWER, 0, len(answer)),)) + end
-
-
-def ioi(rng: random.Random) -> Text:
-    example = ioi_example(rng, WORDS, held_out=False)
-    return answered(example, example.answers[0], ".")
-
-
-def greater_than(rng: random.Random) -> Text:
-    example = years_example(rng, WORDS, held_out=False)
-    return answered(example, rng.choice(example.answers), ".")
-
-
-def gendered_pronoun(rng: random.Random) -> Text:
-    example = pronoun_example(rng, WORDS, held_out=False)
-    return answered(example, example.answers[0], "?")
-
-
-def colored_objects(rng: random.Random) -> Text:
-    example = colored_example(rng, WORDS, held_out=False)
-    return answered(example, example.answers[0], ".")
-
-
-def docstring(rng: random.Random) -> Text:
-    example = docstring_example(rng, WORDS, held_out=False)
-    n1, n2, n3, n4 = noun_pairs(rng, WORDS, 2)
-    text = answered(example, f" {example.extra['C']}", f": {n1} {n2}\n    :param")
-    last = f" {example.extra['D']}"
-    return text + Text(last, (Span(ANSWER, 0, len(last)),)) + f': {n3} {n4}\n    """'
-
-
-def induction(rng: random.Random) -> Text:
-    """Random words, then two stretches of them again, each from a random start: the lag differs between them."""
-    length = rng.randint(5, 20)
-    words = [rng.choice(WORDS.nouns)]
-    while len(words) < length:
-        word = rng.choice(WORDS.nouns)
-        if word not in words and not reserved("induction", words[-1], word):
-            words.append(word)
-    text, roles = list(words), {}
-    for _ in range(2):
-        starts = [i for i in range(length - 2) if not reserved("induction", text[-1], words[i])]
-        if starts:
-            start = rng.choice(starts)
-            again = words[start : start + rng.randint(3, length - start)]
-            # The first word of a stretch is free; every later one is decided by the one before it.
-            roles |= {len(text) + index: ANSWER for index in range(1, len(again))}
-            text += again
-    return sequence(text, roles)
-
-
-def loops(rng: random.Random) -> Text:
-    """A few random words and then stretches of them up to 60 words: most are decided by the ones before."""
-    length = rng.randint(5, 16)
-    words = [rng.choice(WORDS.nouns)]
-    while len(words) < length:
-        word = rng.choice(WORDS.nouns)
-        if word not in words and not reserved("induction", words[-1], word):
-            words.append(word)
-    text, roles = list(words), {}
-    while len(text) < 60:
-        starts = [i for i in range(length - 2) if not reserved("induction", text[-1], words[i])]
-        if not starts:
-            break
-        again = words[rng.choice(starts) :][: 60 - len(text)]
-        roles |= {len(text) + index: ANSWER for index in range(1, len(again))}
-        text += again
-    return sequence(text, roles)
-
-
-def echo(rng: random.Random) -> Text:
-    """Two random words and the first of them again, over and over: the plainest use of the word before.
-
-    Induction needs a head that attends to the previous token, and a head that reads what it wrote. Text that rewards
-    the first by itself is meant to shorten the plateau before both appear together.
-    """
-    text, roles = [rng.choice(WORDS.nouns)], {}
-    while len(text) < 46:
-        last = text[-1]
-        a, b = until(
-            lambda: rng.sample(WORDS.nouns, 2),
-            lambda ab, last=last: not any(reserved("induction", *xy) for xy in pairwise([last, *ab, ab[0]])),
-            "echo: neighbouring words",
-        )
-        roles[len(text) + 2] = ANSWER
-        text += [a, b, a]
-    return sequence(text, roles)
 
 
 def fact(rng: random.Random) -> Text:
@@ -370,12 +269,12 @@ def count(rng: random.Random) -> Text:
 
 
 KINDS: dict[str, Callable[[random.Random], Text]] = {
-    "ioi": ioi,
-    "greater_than": greater_than,
-    "gendered_pronoun": gendered_pronoun,
-    "colored_objects": colored_objects,
-    "docstring": docstring,
-    "induction": induction,
+    "ioi": behaviours.ioi,
+    "greater_than": behaviours.greater_than,
+    "gendered_pronoun": behaviours.gendered_pronoun,
+    "colored_objects": behaviours.colored_objects,
+    "docstring": behaviours.docstring,
+    "induction": behaviours.induction,
     "fact": fact,
     "life": life,
     "unknown": unknown,
@@ -394,18 +293,17 @@ KINDS: dict[str, Callable[[random.Random], Text]] = {
     "genre": genre,
     "code": code,
     "count": count,
-    "loops": loops,
-    "echo": echo,
+    "loops": behaviours.loops,
 }
 
 # Share of documents by kind: what needs many steps to be learned has the larger share.
 SHARES: dict[str, float] = {
-    "ioi": 0.18,
+    "ioi": 0.14,
     "greater_than": 0.06,
     "gendered_pronoun": 0.04,
-    "colored_objects": 0.12,
-    "docstring": 0.07,
-    "induction": 0.18,
+    "colored_objects": 0.17,
+    "docstring": 0.06,
+    "induction": 0.10,
     "fact": 0.10,
     "life": 0.04,
     "unknown": 0.02,
@@ -424,23 +322,11 @@ SHARES: dict[str, float] = {
     "genre": 0.01,
     "code": 0.005,
     "count": 0.005,
-    "loops": 0.0,
-    "echo": 0.0,
+    "loops": 0.13,
 }
 
-# Induction and binding are learned last and suddenly; a second stage of training gives them the most room.
-COPYING_SHARES = SHARES | {
-    "loops": 0.30,
-    "induction": 0.08,
-    "echo": 0.12,
-    "colored_objects": 0.20,
-    "ioi": 0.08,
-    "greater_than": 0.04,
-    "gendered_pronoun": 0.02,
-    "docstring": 0.02,
-    "fact": 0.06,
-    "life": 0.02,
-}
+FIRST_SHARES: dict[str, float] = {"loops": 1.0}
+"""What training begins with, until the induction heads have formed."""
 
 
 def document(rng: random.Random, kind: str | None = None, shares: dict[str, float] = SHARES) -> Document:

@@ -30,16 +30,16 @@ class Recipe:
     """All that decides the weights, besides the machine's arithmetic."""
 
     seed: int = 0
-    steps: int = 4200
-    first_stage: int = 1800
-    first_horizon: int = 2600  # the first cosine's length; it is cut short where the second stage begins
-    documents: int = 80  # per step; about 2,000 tokens
+    steps: int = 2800
+    first_stage: int = 500  # steps of loops alone, in which the induction heads form
+    first_documents: int = 40  # per step of the first stage; about 2,400 tokens
+    documents: int = 80  # per step after it; about 2,400 tokens
     layers: int = 4
     width: int = 96
     heads: int = 6
     hidden: int = 256
-    learning_rate: float = 3e-3
-    warmup: int = 100
+    learning_rate: float = 2.5e-3
+    warmup: int = 50
     weight_decay: float = 0.05
     answer_weight: float = 8.0  # how much a token that the context decides counts, against 1 for all others
 
@@ -100,8 +100,10 @@ def batch(tokenizer: Any, documents: list[grammar.Document], answer_weight: floa
 def step_batch(tokenizer: Any, recipe: Recipe, step: int) -> Batch:
     """The batch of one step: it depends on the recipe and the step alone."""
     rng = random.Random(f"tales/{recipe.seed}/{step}")
-    shares = grammar.SHARES if step < recipe.first_stage else grammar.COPYING_SHARES
-    documents = [grammar.document(rng, shares=shares) for _ in range(recipe.documents)]
+    first = step < recipe.first_stage
+    shares = grammar.FIRST_SHARES if first else grammar.SHARES
+    count = recipe.first_documents if first else recipe.documents
+    documents = [grammar.document(rng, shares=shares) for _ in range(count)]
     return batch(tokenizer, documents, recipe.answer_weight)
 
 
@@ -145,13 +147,10 @@ def untrained(recipe: Recipe, tokenizer: Any) -> LlamaForCausalLM:
 
 
 def learning_rate(recipe: Recipe, step: int) -> float:
-    """Linear warm-up, then a cosine to a hundredth; the second stage starts a cosine of its own."""
+    """Linear warm-up, constant through the first stage, then a cosine to a hundredth."""
     if step < recipe.warmup:
         return recipe.learning_rate * (step + 1) / recipe.warmup
-    if step < recipe.first_stage:
-        along = (step - recipe.warmup) / max(1, recipe.first_horizon - recipe.warmup)
-    else:
-        along = (step - recipe.first_stage) / max(1, recipe.steps - recipe.first_stage)
+    along = max(0, step - recipe.first_stage) / max(1, recipe.steps - recipe.first_stage)
     return recipe.learning_rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * along)))
 
 
