@@ -13,8 +13,10 @@ from patchclamp.views.tables import Row, columns_of, numeric, write_column
 if TYPE_CHECKING:
     from rich.panel import Panel
     from rich.progress import Progress
+    from rich.text import Text
 
 Item = TypeVar("Item")
+_PROSE = 32  # characters from which a cell is prose, which a column of a narrow table would cut to pieces
 
 
 class Advance(Protocol):
@@ -41,14 +43,28 @@ def summary(title: str, rows: Sequence[Row], findings: Sequence[str] = ()) -> "P
 
     parts: list[RenderableType] = [Text.assemble(("• ", "cyan"), finding) for finding in findings]
     columns = columns_of(rows)
-    if columns:
+    written = {column: write_column(rows, column) for column in columns}
+    prose = [column for column in columns if max(map(len, written[column]), default=0) > _PROSE]
+    if columns and len(columns) > 3 and prose:
+        parts += [_card(columns, [written[column][row] for column in columns]) for row in range(len(rows))]
+    elif columns:
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
         for column in columns:
             table.add_column(Text(column), justify="right" if numeric(rows, column) else "left", overflow="fold")
-        for cells in zip(*(write_column(rows, column) for column in columns), strict=True):
+        for cells in zip(*written.values(), strict=True):
             table.add_row(*map(Text, cells))
         parts.append(table)
     return Panel(Group(*parts), title=Text(title, "bold"), title_align="left", box=box.ROUNDED, padding=(1, 2, 0, 2))
+
+
+def _card(columns: Sequence[str], cells: Sequence[str]) -> "Text":
+    """A row that no table of this width could hold: what it is in bold, the rest beneath it by name."""
+    from rich.text import Text
+
+    lines, numbers = [], []
+    for column, cell in zip(columns[1:], cells[1:], strict=True):
+        (lines if len(cell) > _PROSE else numbers).append(f"{column} {cell}")
+    return Text.assemble("\n", (cells[0], "bold"), *(f"\n  {line}" for line in [*lines, "   ".join(numbers)]))
 
 
 @contextmanager
