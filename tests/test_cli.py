@@ -88,16 +88,14 @@ def test_doctor_prints_and_writes_the_certificate(checkpoint, tmp_path, capsys):
 
 
 def test_doctor_ends_with_1_where_an_equation_fails(checkpoint, monkeypatch, capsys):
-    """A block whose output is more than the sum of its parts."""
-    import torch
-
+    """A block whose output is a little more than the sum of its parts: near enough to be found, too far to hold."""
     from patchclamp import loading
 
     plain = loading.load
 
     def leaking(name, **options):
         model = plain(name, **options)
-        model.hf.model.layers[1].register_forward_hook(lambda module, args, out: out + torch.ones_like(out))
+        model.hf.model.layers[1].register_forward_hook(lambda module, args, out: out * 1.0005)
         return model
 
     monkeypatch.setattr(loading, "load", leaking)
