@@ -14,7 +14,7 @@ from patchclamp.positions import PositionError
 from patchclamp.recording import Recording
 
 PROMPTS = [[5, 6, 7, 8, 9, 10, 11], [12, 13, 14, 15]]
-CAUSAL = [name for name in tiny.CONFIGS if name not in ("bert", "vit", "roberta", "t5", "mamba")]
+CAUSAL = [name for name in tiny.CONFIGS if name not in (*tiny.NOT_CAUSAL, "mamba")]
 
 
 def build(name: str, implementation: str | None = None, **changes) -> Model:

@@ -130,9 +130,63 @@ CONFIGS: dict[str, tuple[str, dict]] = {
         _COMMON | {"hidden_size": 32, "intermediate_size": 56, "num_hidden_layers": 3, "num_attention_heads": 4},
     ),
     "mamba": ("MambaForCausalLM", {"vocab_size": 99, "hidden_size": 32, "num_hidden_layers": 3, "state_size": 4}),
+    "arcee": ("ArceeForCausalLM", _LLAMA),
+    "seed_oss": ("SeedOssForCausalLM", _LLAMA),
+    "cohere2": ("Cohere2ForCausalLM", _LLAMA | {"sliding_window": 4}),
+    "olmo": ("OlmoForCausalLM", _LLAMA),
+    "olmo3": ("Olmo3ForCausalLM", _LLAMA | {"sliding_window": 4}),
+    "exaone4": ("Exaone4ForCausalLM", _LLAMA | {"sliding_window": 4}),
+    "persimmon": ("PersimmonForCausalLM", _LLAMA | {"num_key_value_heads": 4}),
+    "gpt_bigcode": ("GPTBigCodeForCausalLM", _GPT2),
+    "xglm": ("XGLMForCausalLM", _COMMON | {"d_model": 32, "ffn_dim": 56, "num_layers": 3, "attention_heads": 4}),
+    "biogpt": (
+        "BioGptForCausalLM",
+        _COMMON | {"hidden_size": 32, "intermediate_size": 56, "num_hidden_layers": 3, "num_attention_heads": 4},
+    ),
+    "deepseek_v2": (
+        "DeepseekV2ForCausalLM",
+        _LLAMA
+        | {
+            "num_key_value_heads": 4,
+            "n_routed_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 24,
+            "q_lora_rank": 16,
+            "kv_lora_rank": 16,
+            "qk_rope_head_dim": 4,
+            "qk_nope_head_dim": 8,
+            "v_head_dim": 8,
+            "n_group": 1,
+            "topk_group": 1,
+            "first_k_dense_replace": 1,
+            "n_shared_experts": 1,
+        },
+    ),
+    "lfm2": (
+        "Lfm2ForCausalLM",
+        _LLAMA | {"layer_types": ["conv", "full_attention", "conv"], "block_auto_adjust_ff_dim": False},
+    ),
+    "distilbert": ("DistilBertForMaskedLM", _COMMON | {"dim": 32, "hidden_dim": 56, "n_layers": 3, "n_heads": 4}),
+    "deberta": (
+        "DebertaForMaskedLM",
+        _COMMON | {"hidden_size": 32, "intermediate_size": 56, "num_hidden_layers": 3, "num_attention_heads": 4},
+    ),
+    "dinov2": (
+        "Dinov2ForImageClassification",
+        {
+            "hidden_size": 32,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 4,
+            "image_size": 16,
+            "patch_size": 8,
+            "num_labels": 5,
+        },
+    ),
 }
 NAMED = list(CONFIGS)[:22]
 """The architectures that the first issue names."""
+NOT_CAUSAL = ("bert", "roberta", "distilbert", "deberta", "vit", "dinov2", "t5")
+"""Those that do not continue a text."""
 
 
 def build(name: str, *, seed: int = 0, dtype: torch.dtype = torch.float32, **changes) -> transformers.PreTrainedModel:

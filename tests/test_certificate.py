@@ -1,0 +1,99 @@
+"""Every equation of every architecture; what is missing has a reason; what cannot be certified is not claimed."""
+
+import pytest
+import tiny
+import torch
+
+from patchclamp.anatomy.discover import discover
+from patchclamp.model import wrap
+from patchclamp.sites import Site
+
+BLOCK = {
+    "resid_pre",
+    "resid_post",
+    "attn_in",
+    "q",
+    "k",
+    "v",
+    "scores",
+    "pattern",
+    "z",
+    "head_out",
+    "attn_out",
+    "mlp_out",
+}
+LACKS = {"gptj", "gpt_neox", "falcon", "cohere", "cohere2", "phi", "codegen"}  # parallel: no resid_mid
+
+
+@pytest.mark.parametrize("name", tiny.CONFIGS)
+def test_an_architecture_certifies(name):
+    certificate = wrap(tiny.build(name), name=name).certify()
+    assert certificate.holds, str(certificate)
+    assert [row for row in certificate.rows if row.holds is None] == []
+    assert len(certificate.rows) >= 6
+    assert all(why for _, why in certificate.absent)
+
+
+@pytest.mark.parametrize("name", tiny.NAMED)
+def test_the_kinds_of_a_block_are_there(name):
+    model = wrap(tiny.build(name))
+    kinds = {site.kind for site in model.sites() if site.stack == ""}
+    assert kinds >= BLOCK
+    assert ("resid_mid" in kinds) == (name not in LACKS)
+    moe = name in ("mixtral", "qwen3_moe", "gpt_oss")
+    assert ("expert_post" in kinds) == ("router" in kinds) == moe
+    assert "mlp_post" in kinds or name in ("mixtral", "gpt_oss")
+    assert ("logits" in kinds) and model.certificate.causal == (name not in ("bert", "vit"))
+    missing = {kind.split(".")[-1] for kind, _ in model.certificate.absent}
+    assert missing.isdisjoint(kinds - {"cross_q"}) or name == "t5"
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "gemma2", "gptj"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_other_precisions_certify(name, dtype):
+    assert wrap(tiny.build(name, dtype=dtype)).certify().holds
+
+
+VARIANTS = [
+    ("gpt_neox", {"use_parallel_residual": False}),
+    ("falcon", {"new_decoder_architecture": True, "num_kv_heads": 2}),
+    ("falcon", {"alibi": True, "parallel_attn": False}),
+    ("opt", {"do_layer_norm_before": False, "word_embed_proj_dim": 16}),
+    ("gpt2", {"scale_attn_by_inverse_layer_idx": True}),
+    ("t5", {"feed_forward_proj": "gated-gelu"}),
+    ("llama", {"attention_bias": True, "mlp_bias": True}),
+    ("gpt2", {"add_cross_attention": True}),
+]
+
+
+@pytest.mark.parametrize(("name", "changes"), VARIANTS)
+def test_variants_certify(name, changes):
+    certificate = wrap(tiny.build(name, **changes)).certify()
+    assert certificate.holds, str(certificate)
+
+
+def test_a_wrong_tap_is_caught():
+    """The certificate can fail: sites that are swapped, or one layer off, break its equations."""
+    from dataclasses import replace
+
+    from patchclamp.certificate import certify
+
+    model = wrap(tiny.build("llama"))
+    taps = model.anatomy.taps
+    for wrong, right in ((("attn_out", 1), ("mlp_out", 1)), (("resid_mid", 1), ("resid_pre", 1))):
+        here, there = Site(*wrong), Site(*right)
+        moved = {**taps, here: replace(taps[there], site=here)}
+        model._anatomies = dict.fromkeys(model._anatomies, replace(model.anatomy, taps=moved))
+        assert not certify(model.anatomy, model.hf, model._raw_run).holds, wrong
+        model._anatomies = {}
+
+
+def test_zero_weights_do_not_confuse_discovery():
+    """A pruned head, a dead MLP: the sum is read off the modules, not off what the weights happen to do."""
+    hf = tiny.build("gpt2")
+    with torch.no_grad():
+        hf.transformer.h[1].attn.c_proj.weight.zero_()
+        hf.transformer.h[2].mlp.c_proj.weight.zero_()
+    assert set(discover(hf).taps) == set(discover(tiny.build("gpt2")).taps)
+    rows = wrap(hf).certify().rows
+    assert all(row.holds is not False for row in rows)
