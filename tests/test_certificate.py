@@ -1,9 +1,9 @@
 """Every equation of every architecture; what is missing has a reason; what cannot be certified is not claimed."""
 
 import pytest
-import tiny
 import torch
 
+import tiny
 from patchclamp.anatomy.discover import discover
 from patchclamp.model import wrap
 from patchclamp.sites import Site

@@ -1,4 +1,4 @@
-"""An intervention means the same whatever the padding, in a full pass and token by token; what cannot be meant is an error."""
+"""An intervention means the same under any padding, in a full pass and token by token; or else it is an error."""
 
 import pytest
 import torch

@@ -39,7 +39,7 @@ def test_reductions_equal_what_they_name(model):
     means = torch.stack([x["resid_post.1"][0].mean(0), x["resid_post.1"][1, :4].mean(0)])
     torch.testing.assert_close(run["resid_pre.2"], means, rtol=1e-5, atol=1e-5)
     assert run["z.1"].dtype == torch.float64 and run["z.1"].shape == (2, 2, 4, 8)
-    with pytest.raises(ValueError, match="4 features|features"):
+    with pytest.raises(ValueError, match="features"):
         model.run(PROMPTS, record=pc.keep("resid_post.1", reduce=pc.Project(torch.randn(2, 16))))
 
 

@@ -100,7 +100,7 @@ def test_an_exception_inside_the_model_leaves_nothing_behind(error):
         raise error("from the model")
 
     model.anatomy
-    handle = model.hf.transformer.h[1].attn.register_forward_hook(fail)
+    model.hf.transformer.h[1].attn.register_forward_hook(fail)
     before = state(model.hf)
     with pytest.raises(error):
         model.run(IDS, record="pattern.*")
@@ -160,9 +160,11 @@ def test_under_nests_and_each_records_what_the_model_went_on_with():
     vector = torch.ones(32)
     twice = [pc.add("resid_pre.1", vector), pc.scale("z.2", 0.5)]
     expected = model.run(IDS, do=twice, record=["resid_mid.1", "resid_post.*"])
-    with model.under(do=twice[0], record=["resid_mid.1"]) as outer:
-        with model.under(do=twice[1], record="resid_post.*") as inner:
-            model.hf(IDS)
+    with (
+        model.under(do=twice[0], record=["resid_mid.1"]) as outer,
+        model.under(do=twice[1], record="resid_post.*") as inner,
+    ):
+        model.hf(IDS)
     assert torch.equal(inner.logits, expected.logits)
     assert torch.equal(inner["resid_post.*"], expected["resid_post.*"])
     assert torch.equal(outer["resid_mid.1"], expected["resid_mid.1"])
@@ -285,7 +287,7 @@ def test_a_pass_ends_after_its_last_recorded_site(name):
 
 
 def test_stopping_before_a_recorded_site_is_an_error():
-    with pytest.raises(NeverFired, match="stopped at resid_post.0"):
+    with pytest.raises(NeverFired, match=r"stopped at resid_post\.0"):
         gpt2().run(IDS, record="resid_post.2", stop="resid_post.0")
 
 
@@ -368,7 +370,7 @@ def test_gradients_equal_finite_differences(name, step, rounding):
         if site.startswith("pattern"):
             direction = direction.where(x > 0, 0.0)
         plus, minus = (
-            metric(model.run(IDS, do=[*background, pc.edit(site, lambda x, s=s: x + s * direction)]).logits).sum()
+            metric(model.run(IDS, do=[*background, pc.edit(site, lambda x, by=s * direction: x + by)]).logits).sum()
             for s in (step, -step)
         )
         found, expected = float((gradient * direction).sum()), float((plus - minus) / (2 * step))

@@ -85,9 +85,12 @@ def _tokenizer(path: str) -> Any:
     import transformers
 
     try:
-        return transformers.AutoTokenizer.from_pretrained(path)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(path)
     except (OSError, ValueError, KeyError, ImportError):
         return None  # a model without one takes token ids; text then raises and says so
+    # Where a checkpoint has none, transformers may make up one that knows special tokens and no word.
+    words = tokenizer.get_vocab().keys() - {*tokenizer.get_added_vocab(), *tokenizer.all_special_tokens, "▁"}
+    return tokenizer if words else None
 
 
 def _no_folder(path: str) -> str:

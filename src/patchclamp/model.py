@@ -9,7 +9,7 @@ with model.under(do=[pc.ablate("z.2.1")], record="resid_post.*") as run:
 """
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -258,7 +258,7 @@ class Model:
         devices = [self.device] if self.device.type == "cuda" else []
         with torch.no_grad(), torch.random.fork_rng(devices=devices), session:
             torch.manual_seed(seed)
-            out = self.hf.generate(
+            out = self.hf.generate(  # type: ignore[operator]
                 input_ids=ids,
                 attention_mask=mask.long(),
                 max_new_tokens=max_new_tokens,
@@ -317,13 +317,12 @@ class Model:
             return {}
         if self._own_positions:  # counted from the ids: whatever fills the padding must be the pad
             return {name: torch.where(mask.bool(), ids, self.pad).to(self.device)}
-        if not self._accepts("position_ids"):
-            return {}
-        return {"position_ids": (mask.long().cumsum(1) - 1).clamp_min(0).to(self.device)}
+        positions = (mask.long().cumsum(1) - 1).clamp_min(0).to(self.device)
+        return {"position_ids": positions} if self._accepts("position_ids") else {}
 
     def _given(self, inputs: Any) -> dict[str, Any]:
-        if isinstance(inputs, dict) or hasattr(inputs, "items"):
-            given = dict(inputs.items())
+        if isinstance(inputs, Mapping):
+            given = dict(inputs)
             unknown = [key for key in given if not self._accepts(key)]
             if unknown:
                 raise TypeError(f"{type(self.hf).__name__}.forward takes no {', '.join(unknown)}")
@@ -392,9 +391,7 @@ def _several(do: "Sequence[Intervention] | Intervention") -> Sequence[Interventi
 
 
 def _logits(output: Any) -> Tensor | None:
-    if isinstance(output, Tensor):
-        return output
-    return getattr(output, "logits", None)
+    return output if isinstance(output, Tensor) else getattr(output, "logits", None)
 
 
 def _fill(run: Run, session: Session, output: Any) -> None:

@@ -64,7 +64,8 @@ class Passes:
         try:
             return 0 if cache is None else int(cache.get_seq_length())
         except (AttributeError, ValueError, TypeError):  # a cache of states, which keeps no count of tokens
-            return self.reached if bool(cache.has_previous_state()) else 0
+            goes_on = getattr(cache, "has_previous_state", None)
+            return self.reached if goes_on is not None and goes_on() else 0
 
     def _advance(self, main: Tensor, mask: Tensor | None, start: int) -> None:
         length = main.shape[1]

@@ -30,7 +30,7 @@ class NeverFired(RuntimeError):
 
 
 class Stopped(BaseException):
-    """Ends a forward pass early; caught by `Model.run` (a BaseException, so that no model's own `except` swallows it)."""
+    """Ends a forward pass early; caught by `Model.run`. A BaseException, so that no model's `except` swallows it."""
 
 
 @dataclass
@@ -274,7 +274,7 @@ class Session:
         key = stages[0].tap.key
         if key is None and not isinstance(output, Tensor):
             key = first_tensor(output, stages[0].tap.path)
-        x = output if key is None else output[key]
+        x: Tensor = output if key is None else output[key]  # type: ignore[index]
         source = next((t for t in (*args, *kwargs.values()) if isinstance(t, Tensor)), None)
         new = self._through(stages, x, Moment(module, source))
         self._finish()
@@ -339,7 +339,8 @@ class Session:
             if not stage.fired and (stage.do or stage.tapes):
                 stopped = f" before it was stopped at {', '.join(map(str, self.stop))}" if self.stop else ""
                 raise NeverFired(
-                    f"{stage.site} was asked for, but module {stage.tap.path!r} was never called in this forward pass{stopped}"
+                    f"{stage.site} was asked for, but module {stage.tap.path!r} was never called in this forward pass"
+                    + stopped
                 )
         for item in self.do:
             if id(item) not in self.touched:

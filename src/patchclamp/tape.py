@@ -70,7 +70,7 @@ class Mean:
         return x
 
 
-REDUCTIONS = {"norm": Norm(), "mean": Mean()}
+REDUCTIONS: dict[str, Reduction] = {"norm": Norm(), "mean": Mean()}
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,11 +116,10 @@ def keep(
 
     `reduce` is "mean" (over positions), "norm", `Project(directions)`, `TopK(k)` or any function of [..., d].
     """
-    if isinstance(reduce, str):
-        if reduce not in REDUCTIONS:
-            raise ValueError(f"reduce={reduce!r}: say 'mean', 'norm', Project(directions), TopK(k) or pass a function")
-        reduce = REDUCTIONS[reduce]
-    return Keep(tuple(sites) if isinstance(sites, (list, tuple)) else sites, positions, reduce, device, dtype)
+    if isinstance(reduce, str) and reduce not in REDUCTIONS:
+        raise ValueError(f"reduce={reduce!r}: say 'mean', 'norm', Project(directions), TopK(k) or pass a function")
+    how = REDUCTIONS[reduce] if isinstance(reduce, str) else reduce
+    return Keep(tuple(sites) if isinstance(sites, (list, tuple)) else sites, positions, how, device, dtype)
 
 
 class Tape:

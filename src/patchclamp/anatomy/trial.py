@@ -23,7 +23,7 @@ def trial_inputs(model: nn.Module, seed: int = 1) -> dict:
     if name != "input_ids":
         raise TypeError(f"inputs called {name!r} cannot be made up")
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
-    vocab = getattr(text, "vocab_size", None) or model.get_input_embeddings().num_embeddings
+    vocab = getattr(text, "vocab_size", None) or model.get_input_embeddings().num_embeddings  # type: ignore[operator]
     special = {getattr(text, f"{n}_token_id", None) for n in ("pad", "bos", "eos", "decoder_start", "image")}
     ordinary = torch.tensor([i for i in range(min(vocab, 4096)) if i not in special])
 
