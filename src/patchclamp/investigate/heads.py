@@ -1,8 +1,9 @@
 """Which heads does the behaviour need? Chosen on one half of the prompts, judged on the other, beside random heads.
 
 Heads are added one at a time, each time the one whose ablation beside those already chosen lowers the metric most, so
-that a backup head which takes over from a mover is found as well; the list ends where accuracy is that of a coin.
-Choosing ablates to zero and to the mean over the task's prompts, and believes the milder of the two; the named set is
+that a backup head which takes over from a mover is found as well; the list ends where accuracy is that of a coin and
+next to nothing of the logit difference is left.
+Choosing ablates to zero and to the mean over the task's tokens, and believes the milder of the two; the named set is
 judged under these and under resample ablation.
 """
 
@@ -24,6 +25,7 @@ from patchclamp.views.terminal import progress
 CHANCE = 0.5
 """Accuracy of a coin between the right answers and the wrong ones."""
 
+_LEFT = 0.05  # of the metric: what may be left of it
 _CANDIDATES = 12
 _MOST = 1 / 3  # of all heads: more than that is no explanation
 
@@ -79,16 +81,19 @@ def find(model: Model, choose: Task, judge: Task, effects: xr.DataArray, *, seed
     }
     every = sorted((site for site in strength if site.whole in model.anatomy.taps), key=lambda s: -strength[s])
     means = _means(model, choose)
+    remains = _LEFT * abs(_measure(model, choose, ())[1])
+    left = float("inf")
     named: list[Site] = []
     after: list[float] = []
     most = max(1, int(_MOST * len(every)))
     with progress("naming heads", most) as advance:
-        while len(named) < most and (not after or after[-1] > CHANCE):
+        while len(named) < most and (not after or after[-1] > CHANCE or left > remains):
             candidates = [site for site in every if site not in named][:_CANDIDATES]
             scores = [_worst(model, choose, [*named, site], means) for site in candidates]
             best = min(range(len(candidates)), key=lambda i: scores[i][1])
             named.append(candidates[best])
             after.append(scores[best][0])
+            left = scores[best][1]
             advance()
     end = after.index(min(after)) + 1  # where chance was not reached: no more heads than the best accuracy took
     named, after = named[:end], after[:end]

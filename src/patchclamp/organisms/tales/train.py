@@ -36,7 +36,7 @@ class Recipe:
     documents: int = 80  # per step after it; about 2,400 tokens
     layers: int = 4
     width: int = 96
-    heads: int = 6
+    heads: int = 4
     hidden: int = 256
     learning_rate: float = 2.5e-3
     warmup: int = 50
