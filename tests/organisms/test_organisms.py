@@ -6,10 +6,16 @@ import pytest
 from patchclamp import organisms
 
 
-def test_every_organism_is_a_checkpoint_folder_with_a_row_in_the_list():
+def test_every_organism_has_a_row_and_is_a_checkpoint_folder_or_a_function():
     rows = {row["name"]: row for row in organisms.describe()}
     assert list(rows) == organisms.names()
     for name in organisms.names():
+        built = organisms.build(name)
+        if built is not None:
+            assert built.certify().holds
+            with pytest.raises(LookupError, match="no folder"):
+                organisms.path(name)
+            continue
         folder = organisms.path(name)
         assert {"config.json", "model.safetensors", "tokenizer.json", "recipe.json"} <= {
             f.name for f in folder.iterdir()

@@ -121,6 +121,7 @@ def identity(*space: int) -> Map:
 def linear(name: str, target: int, source: int) -> Map:
     """A matrix that is itself the parameter, [target, source].
 
+    >>> import torch
     >>> linear("W", 3, 2)(torch.ones(2), {"W": torch.ones(3, 2)}).tolist()
     [2.0, 2.0, 2.0]
     """
