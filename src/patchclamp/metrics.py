@@ -122,6 +122,9 @@ def normalise(
     return (patched - corrupted.to(patched.device)) / gap.to(patched.device)
 
 
+OF_NAMED_ANSWERS: frozenset[Metric] = frozenset({logit_difference, accuracy})
+"""Metrics that look at no logit but those of the named answers."""
+
 METRICS: dict[str, Metric] = {
     "logit_difference": logit_difference,
     "probability": probability,

@@ -16,11 +16,22 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from patchclamp.anatomy.structure import ancestor
+from patchclamp.anatomy.views import projection
 from patchclamp.interventions import Intervention, edit
 from patchclamp.model import Model
 from patchclamp.recording import Keep, Recording
 from patchclamp.runtime import Session
 from patchclamp.sites import Site
+
+_BEFORE_MLP = frozenset({"resid_pre", "ln1_scale", "attn_in", "q", "k", "v", "scores", "pattern", "z"})
+
+
+class _Reached(BaseException):
+    """Ends a forward pass before the unembedding, with what it would have read."""
+
+    def __init__(self, final: Tensor):
+        self.final = final
 
 
 class Restart:
@@ -47,6 +58,8 @@ class Restart:
         self.end = int(answers.max()) + 1 if self.causal else ids.shape[1]
         self._caches: dict[int, Any] = {}
         self._shapes: dict[str, Any] = {}
+        self._named: tuple[Tensor, Tensor] | None = None  # the unembedding of the only tokens that are asked for
+        self._final = torch.empty(0)
         streams = [Site("resid_pre", i) for i in range(len(self.layers))] + [Site("resid_post", len(self.layers) - 1)]
         keeps = [Keep(site) for site in dict.fromkeys([*streams, *record])]
         session = Session(model.hf, model.anatomy, keeps, self.do)
@@ -62,7 +75,27 @@ class Restart:
 
     @property
     def vocab(self) -> int:
-        return self.logits.shape[-1]
+        return self.logits.shape[-1] if self._named is None else self._named[0].shape[1]
+
+    def only(self, tokens: Int[Tensor, "token"]) -> bool:
+        """From now on `run` gives the logits of these tokens alone, where they are one matrix product away.
+
+        Whether they are is read off the base run: soft-caps and scales make it False, and all logits are computed.
+        """
+        path = self.model.anatomy.unembed
+        if path is None or self._final.numel() == 0:
+            return False
+        module = self.model.hf.get_submodule(path)
+        matrix = projection(module).detach()[:, tokens].contiguous()
+        bias = getattr(module, "bias", None)
+        offset = matrix.new_zeros(matrix.shape[1]) if bias is None else bias.detach()[tokens]
+        expected = self.logits[:, tokens]
+        if not torch.allclose(
+            self._final @ matrix + offset, expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max())
+        ):
+            return False
+        self._named = matrix, offset
+        return True
 
     def run(
         self,
@@ -95,9 +128,15 @@ class Restart:
         with torch.no_grad(), ExitStack() as stack:
             stack.enter_context(self._answers_only(copies, start))
             stack.enter_context(self._passing_through(layer, fed))
+            if site is None or (site.layer or 0) < len(self.layers) - 1 or site.kind in _BEFORE_MLP:
+                stack.enter_context(self._last_mlp_at_answers(copies, start))
             if do:
                 stack.enter_context(Session(self.model.hf, self.model.anatomy, (), do))
-            output = self.model.hf(**arguments)
+            try:
+                output = self.model.hf(**arguments)
+            except _Reached as reached:
+                assert self._named is not None
+                return (reached.final @ self._named[0] + self._named[1]).unflatten(0, (-1, copies))
         return self._at_answers(output.logits, copies, start).unflatten(0, (-1, copies))
 
     # ── what is left out ──────────────────────────────────────────────────────────────────────────────────────────
@@ -162,13 +201,43 @@ class Restart:
 
         def gather(args: tuple, kwargs: dict):
             x = args[0]
-            rows = torch.arange(len(x), device=x.device)
-            return (x[rows, where][:, None], *args[1:]), kwargs
+            self._final = x[torch.arange(len(x), device=x.device), where]
+            if self._named is not None:
+                raise _Reached(self._final)
+            return (self._final[:, None], *args[1:]), kwargs
 
         return self._hooked(self.model.anatomy.unembed, gather)
 
+    @contextmanager
+    def _last_mlp_at_answers(self, copies: int, start: int) -> Iterator[None]:
+        """In the last block only the answers' positions go through the MLP: nothing reads the others any more."""
+        last = self.layers[-1]
+        path = "" if last.up is None or last.down is None else ancestor([last.up, last.down])
+        if path in ("", last.path) or not last.sequential or last.post_norm:
+            yield
+            return
+        where = (self.answers - start).repeat_interleave(copies)
+        shapes: list[torch.Size] = []
+
+        def gather(args: tuple, kwargs: dict):
+            shapes.clear()
+            if len(args) != 1 or kwargs or args[0].ndim != 3:
+                return None
+            shapes.append(args[0].shape)
+            return (args[0][torch.arange(len(where), device=where.device), where][:, None],), kwargs
+
+        def scatter(args: tuple, output: Any):
+            if not shapes or not isinstance(output, Tensor):
+                return None
+            whole = output.new_zeros(shapes[0])
+            whole[torch.arange(len(where), device=where.device), where] = output[:, 0]
+            return whole
+
+        with self._hooked(path, gather), self._hooked(path, scatter, pre=False):
+            yield
+
     def _without_unembedding(self):
-        return self._hooked(self.model.anatomy.unembed, lambda args, kwargs: ((args[0][:, -1:], *args[1:]), kwargs))
+        return self._hooked(self.model.anatomy.unembed, lambda args, kwargs: ((args[0][:, :0], *args[1:]), kwargs))
 
     def _note_output(self, path: str, key: int | str | None):
         """Remember what a block returns beside the stream, to return the same where it is passed through."""

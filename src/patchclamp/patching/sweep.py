@@ -15,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import xarray as xr
+from jaxtyping import Int
 from torch import Tensor
 
 from patchclamp import metrics
@@ -77,17 +78,36 @@ def sweep(
     values = np.full([len(labels) for _, labels in axes], np.nan)
     base_value = float(score(base.logits, task).mean())
     source_value = float(score(source.logits, task).mean())
+    named = _named_tokens(task) if score in metrics.OF_NAMED_ANSWERS else None
+    asked = task if named is None or not base.only(named) else _Renumbered.of(task, named)
     groups = _groups(base, patches, memory, len(task))
     with progress(f"patching {len(patches)} places", len(patches)) as advance:
         for group in groups:
             logits = _run_group(base, source, group)
             for index, item in enumerate(group):
-                values[item.cell] = float(score(logits[:, index], task).mean())
+                values[item.cell] = float(score(logits[:, index], asked).mean())
             advance(len(group))
     clean_value, corrupt_value = (source_value, base_value) if direction == "denoise" else (base_value, source_value)
     values[np.isnan(values)] = base_value  # positions where both runs are still the same: the patch changes nothing
     facts = describe(model, task, sites, method="exact", direction=direction, corruption=corruption)
     return table(values, axes, score, facts, clean=clean_value, corrupted=corrupt_value, normalise=normalise)
+
+
+def _named_tokens(task: Task) -> Int[Tensor, "token"]:
+    ids = torch.cat([task.answers.flatten(), task.wrong.flatten()]).unique()
+    return ids[ids >= 0]
+
+
+@dataclass(frozen=True)
+class _Renumbered:
+    """A task's answers as columns of the logits of the named tokens alone."""
+
+    answers: Tensor
+    wrong: Tensor
+
+    @classmethod
+    def of(cls, task: Task, tokens: Tensor) -> "_Renumbered":
+        return cls(*(torch.where(x < 0, -1, torch.searchsorted(tokens, x)) for x in (task.answers, task.wrong)))
 
 
 def describe(model: Model, task: Task, sites: Any, **settings: str) -> dict[str, Any]:
