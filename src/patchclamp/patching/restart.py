@@ -10,6 +10,7 @@ import copy
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -71,7 +72,11 @@ class Restart:
             output = model.hf(input_ids=self.ids[:, : self.end], **self._mask_argument(0, 1), use_cache=False)
         self.recording: Recording = session.recording()
         self.logits: Float[Tensor, "prompt vocab"] = self._at_answers(output.logits, 1, 0)
-        self.cacheable = self.causal and "past_key_values" in model._parameters and self._can_cache()
+
+    @cached_property
+    def cacheable(self) -> bool:
+        """Whether runs can begin in the middle of the prompts."""
+        return self.causal and "past_key_values" in self.model._parameters and self._can_cache()
 
     @property
     def vocab(self) -> int:

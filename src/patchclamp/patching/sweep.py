@@ -28,6 +28,7 @@ from patchclamp.tasks import Task
 from patchclamp.views.terminal import progress
 
 Direction = Literal["denoise", "noise"]
+_PARTS = 3  # a group of positions ends where this share of its columns would be computed for nothing
 _TOKENS_A_CALL = 256  # below that a forward pass costs more in calls than in arithmetic
 
 
@@ -249,7 +250,7 @@ def _groups(base: Restart, patches: list[Patch], memory: float, prompts: int) ->
                 columns = base.end - group[0].first if base.cacheable else base.end
                 enough = prompts * len(group) * columns >= _TOKENS_A_CALL and item.first > group[0].first + 1
                 full = (len(group) + 1) * prompts * _bytes_a_row(base, columns) > memory * 2**30
-                if full or (enough and base.cacheable and item.first >= group[0].first + max(2, columns // 3)):
+                if full or (enough and base.cacheable and item.first >= group[0].first + max(2, columns // _PARTS)):
                     groups.append(group)
                     group = []
             group.append(item)
