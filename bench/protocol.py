@@ -143,7 +143,7 @@ def report(
             **measured,
             "claims": [asdict(claim) for claim in claims],
         }
-        path.write_text(json.dumps(record, indent=1) + "\n")
+        path.write_text(json.dumps(record, indent=1, default=lambda value: value.item()) + "\n")
     return int(not all(claim.holds for claim in claims))
 
 
