@@ -66,7 +66,8 @@ class Investigation:
             named = ", ".join(head.removeprefix("z.") for head in self.heads.named)
             found.append(
                 Finding(
-                    f"ablating {_count(self.heads.named, 'head')} ({named}) brings accuracy to chance or below",
+                    f"ablating {_count(self.heads.named, 'head')} ({named}) brings accuracy to chance or below "
+                    "(chance is within its 95 % interval)",
                     mean.accuracy,
                     float(np.mean(mean.random_accuracy)),
                     f"{len(mean.random_accuracy)} random sets of as many heads",
@@ -149,7 +150,10 @@ class Investigation:
             "findings": [vars(finding) for finding in self.findings],
             "ablations": []
             if heads is None
-            else [vars(a) | {"interval": a.interval, "holds": a.holds, "chance": CHANCE} for a in heads.ablations],
+            else [
+                vars(a) | {"interval": a.interval, "reaches": a.reaches, "holds": a.holds, "chance": CHANCE}
+                for a in heads.ablations
+            ],
             "clean_accuracy": None if heads is None else heads.clean_accuracy,
             "accuracy_after_each_head": [] if heads is None else list(heads.accuracy_after),
             "direction": {
