@@ -1,0 +1,239 @@
+"""Small networks that transformers has no class for, as `PreTrainedModel`s: saved, loaded and recorded like any other.
+
+    network = MLP(MLPConfig(widths=(64, 128, 10)))            # 64 inputs, 128 hidden neurons, 10 logits
+    network.save_pretrained(folder); MLP.from_pretrained(folder)
+    pc.wrap(network).run({"inputs": x}, record="module:activations.0")        # the hidden neurons
+
+Sites: `module:layers.0` is what a layer returns (pre-activations; the last layer's are the logits), and
+`module:activations.0` is what the next layer reads. Inputs are real numbers, called `inputs`. With integer `labels` the
+loss is cross-entropy, with real ones the mean squared error.
+"""
+
+import difflib
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from huggingface_hub.dataclasses import strict
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.utils.generic import ModelOutput
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "relu": nn.ReLU,
+    "gelu": nn.GELU,
+    "tanh": nn.Tanh,
+    "silu": nn.SiLU,
+    "identity": nn.Identity,
+}
+
+
+@dataclass
+class NetworkOutput(ModelOutput):
+    """What a network returns: `logits`, and `loss` where labels were given."""
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+
+
+@strict
+class NetworkConfig(PreTrainedConfig):
+    """What the three configurations share. TypeError for a setting that there is not: transformers would keep it."""
+
+    activation: str = "relu"
+
+    def __post_init__(self, **kwargs: Any):
+        mine = [field.name for field in fields(self) if field.name not in PreTrainedConfig.__dataclass_fields__]
+        unknown = [name for name in kwargs if name not in _OF_TRANSFORMERS]
+        if unknown:
+            near = difflib.get_close_matches(unknown[0], mine, 1)
+            hint = f"; did you mean {near[0]!r}?" if near else f": it has {', '.join(mine)}"
+            raise TypeError(f"{type(self).__name__} has no {unknown[0]!r}{hint}")
+        if self.activation not in ACTIVATIONS:
+            raise ValueError(f"no activation is called {self.activation!r}; there are {', '.join(ACTIVATIONS)}")
+        super().__post_init__(**kwargs)
+
+
+# What transformers passes when it reads a saved configuration, beside the fields.
+_OF_TRANSFORMERS = {"model_type", "name_or_path", "_name_or_path", "torch_dtype", "attn_implementation"}
+
+
+@strict
+class MLPConfig(NetworkConfig):
+    """`widths` from the inputs to the logits: (64, 128, 10) has one hidden layer of 128 neurons."""
+
+    model_type = "patchclamp-mlp"
+
+    widths: tuple[int, ...] | list[int] = (64, 128, 10)
+    bias: bool = True
+
+    def __post_init__(self, **kwargs: Any):
+        self.widths = _sizes("widths", self.widths, least=2)
+        super().__post_init__(**kwargs)
+
+
+@strict
+class CNNConfig(NetworkConfig):
+    """`channels` from the image to the last convolution; images are `image_size` squares."""
+
+    model_type = "patchclamp-cnn"
+
+    channels: tuple[int, ...] | list[int] = (1, 8, 16)
+    classes: int = 10
+    image_size: int = 8
+
+    def __post_init__(self, **kwargs: Any):
+        self.channels = _sizes("channels", self.channels, least=2)
+        super().__post_init__(**kwargs)
+
+
+@strict
+class ToyAutoencoderConfig(NetworkConfig):
+    """`features` inputs squeezed through `hidden` dimensions; `importance` weighs their squared errors (default: 1)."""
+
+    model_type = "patchclamp-toy-autoencoder"
+
+    features: int = 5
+    hidden: int = 2
+    importance: tuple[float | int, ...] | list[float | int] | None = None
+
+    def __post_init__(self, **kwargs: Any):
+        if self.importance is not None:
+            self.importance = [float(weight) for weight in self.importance]
+            if len(self.importance) != self.features:
+                raise ValueError(f"importance has {len(self.importance)} weights for {self.features} features")
+        super().__post_init__(**kwargs)
+
+
+class Network(PreTrainedModel):
+    """What the three networks share: their inputs' name, and PyTorch's own initialisation of layers."""
+
+    main_input_name = "inputs"
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        # PyTorch's uniform(±1/sqrt(fan in)), which transformers would replace by a normal of width 0.02.
+        if isinstance(module, (nn.Linear, nn.Conv2d)):
+            bound = module.weight[0].numel() ** -0.5
+            for parameter in (module.weight, module.bias):
+                if parameter is not None and not getattr(parameter, "_is_hf_initialized", False):
+                    parameter.uniform_(-bound, bound)
+
+
+class MLP(Network):
+    """Fully connected layers with an activation function between them.
+
+    >>> MLP(MLPConfig(widths=(64, 16, 10)))(torch.zeros(3, 8, 8)).logits.shape
+    torch.Size([3, 10])
+    """
+
+    config_class = MLPConfig
+    config: MLPConfig
+
+    def __init__(self, config: MLPConfig):
+        super().__init__(config)
+        pairs = list(zip(config.widths, config.widths[1:], strict=False))
+        self.layers = nn.ModuleList(nn.Linear(here, there, bias=config.bias) for here, there in pairs)
+        self.activations = nn.ModuleList(ACTIVATIONS[config.activation]() for _ in pairs[1:])
+        self.post_init()
+
+    def forward(self, inputs: Float[Tensor, "batch ..."], labels: Tensor | None = None) -> NetworkOutput:
+        """Logits Float[batch, classes]; whatever the shape of one input (an image, a vector), it is flattened.
+
+        ValueError where an input has not `widths[0]` numbers.
+        """
+        x = inputs.flatten(1)
+        if x.shape[1] != self.config.widths[0]:
+            raise ValueError(f"inputs {list(inputs.shape)} are not [batch, {self.config.widths[0]}]")
+        for layer, activation in zip(self.layers, self.activations, strict=False):
+            x = activation(layer(x))
+        logits = self.layers[-1](x)
+        return NetworkOutput(_loss(logits, labels), logits)
+
+
+class CNN(Network):
+    """Convolutions of 3 x 3, the second and later ones of stride 2, then a linear `head` on all that is left.
+
+    >>> CNN(CNNConfig(channels=(1, 4, 8)))(torch.zeros(3, 8, 8)).logits.shape
+    torch.Size([3, 10])
+    """
+
+    config_class = CNNConfig
+    config: CNNConfig
+
+    def __init__(self, config: CNNConfig):
+        super().__init__(config)
+        pairs = list(zip(config.channels, config.channels[1:], strict=False))
+        self.layers = nn.ModuleList(
+            nn.Conv2d(here, there, 3, stride=1 if index == 0 else 2, padding=1)
+            for index, (here, there) in enumerate(pairs)
+        )
+        self.activations = nn.ModuleList(ACTIVATIONS[config.activation]() for _ in pairs)
+        side = config.image_size
+        for _ in pairs[1:]:
+            side = (side + 1) // 2
+        self.head = nn.Linear(config.channels[-1] * side**2, config.classes)
+        self.post_init()
+
+    def forward(self, inputs: Float[Tensor, "batch ..."], labels: Tensor | None = None) -> NetworkOutput:
+        """Logits Float[batch, classes] of images [batch, channels[0], side, side]; with one channel also
+        [batch, side, side] or flat ones. ValueError where an input has another number of pixels.
+        """
+        shape = (self.config.channels[0], self.config.image_size, self.config.image_size)
+        if inputs[0].numel() != shape[0] * shape[1] * shape[2]:
+            raise ValueError(f"inputs {list(inputs.shape)} are not images [batch, {', '.join(map(str, shape))}]")
+        x = inputs.reshape(-1, *shape)
+        for layer, activation in zip(self.layers, self.activations, strict=True):
+            x = activation(layer(x))
+        logits = self.head(x.flatten(1))
+        return NetworkOutput(_loss(logits, labels), logits)
+
+
+class ToyAutoencoder(Network):
+    """The toy model of superposition, x' = act(W^T W x + b) (Elhage et al. 2022); `logits` are x'.
+
+    `encoder.weight` is W, Float[hidden, features]: column i is the direction of feature i. Sites: `module:encoder` is
+    the hidden vector W x, `module:activation` the output.
+
+    >>> ToyAutoencoder(ToyAutoencoderConfig(features=5, hidden=2))(torch.zeros(3, 5)).logits.shape
+    torch.Size([3, 5])
+    """
+
+    config_class = ToyAutoencoderConfig
+    config: ToyAutoencoderConfig
+
+    def __init__(self, config: ToyAutoencoderConfig):
+        super().__init__(config)
+        self.encoder = nn.Linear(config.features, config.hidden, bias=False)
+        self.bias = nn.Parameter(torch.zeros(config.features))
+        self.activation = ACTIVATIONS[config.activation]()
+        self.post_init()
+
+    def forward(self, inputs: Float[Tensor, "batch features"], labels: Tensor | None = None) -> NetworkOutput:
+        """The reconstruction; with `labels` (as a rule the inputs) the loss is mean over the batch of
+        sum_i importance_i (label_i - x'_i)^2.
+        """
+        if inputs.shape[-1] != self.config.features:
+            raise ValueError(f"inputs {list(inputs.shape)} are not [batch, {self.config.features}]")
+        hidden = self.encoder(inputs)
+        logits = self.activation(F.linear(hidden, self.encoder.weight.T, self.bias))
+        if labels is None:
+            return NetworkOutput(None, logits)
+        error = (labels - logits).square()
+        if self.config.importance is not None:
+            error = error * torch.tensor(self.config.importance, device=error.device, dtype=error.dtype)
+        return NetworkOutput(error.sum(-1).mean(), logits)
+
+
+def _loss(logits: Tensor, labels: Tensor | None) -> Tensor | None:
+    if labels is None:
+        return None
+    return F.mse_loss(logits, labels) if labels.is_floating_point() else F.cross_entropy(logits, labels)
+
+
+def _sizes(name: str, sizes: Any, least: int) -> list[int]:
+    if len(sizes) < least or min(sizes) < 1:
+        raise ValueError(f"{name} must be {least} or more sizes of 1 or more, from inputs to outputs, not {sizes}")
+    return [int(size) for size in sizes]
