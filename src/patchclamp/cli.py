@@ -8,7 +8,6 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -171,16 +170,20 @@ class Train:
     name: Positional[Annotated[str, tyro.conf.arg(metavar="NAME")]]
     out: Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="(default: runs/NAME)")] = None
     """folder for the checkpoint"""
-    seed: Seed = 0
+    seed: Annotated[int | None, tyro.conf.arg(metavar="SEED", help_behavior_hint="(default: as shipped)")] = None
+    """of the initial weights and the data"""
+    steps: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="(default: as shipped)")] = None
+    """a shorter or longer recipe"""
+    device: Annotated[str, tyro.conf.arg(metavar="DEVICE")] = "cpu"
+    """cpu, cuda, cuda:1, mps"""
 
     def run(self) -> int:
         from patchclamp import organisms
 
         name = self.name.removeprefix("organism:")
-        out = self.out or Path("runs") / name
-        organisms.path(name)  # refuses a name that is none
-        import_module(f"patchclamp.organisms.{name.replace('-', '_')}.train").train(out, seed=self.seed)
-        print(f"trained: {out}")
+        out = self.out or Path("runs") / name.replace(":", "--")
+        losses = organisms.train(name, out, seed=self.seed, steps=self.steps, device=self.device)
+        print(f"trained: {out}, loss {losses[-1]:.4g} after {len(losses)} steps")
         return 0
 
 

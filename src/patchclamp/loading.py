@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
 
 from patchclamp.model import Model
@@ -20,33 +21,46 @@ def load(
 ) -> Model:
     """The model called `name_or_path`, in evaluation mode, in the dtype that it was saved in unless `dtype` says other.
 
-    "organism:NAME" is a network that ships with the package; a folder is a checkpoint saved by transformers; anything
-    else is a hub id, which transformers downloads or finds in its cache.
+    "organism:NAME" is a network that ships with the package, "organism:NAME@STEP" one of its training checkpoints; a
+    folder is a checkpoint saved by transformers; anything else is a hub id, which transformers downloads or finds in
+    its cache.
     """
     name = str(name_or_path)
     if device is not None and device_map is not None:
         raise ValueError("device= puts the model on one device, device_map= spreads it over several: give one of them")
+    weights = None
     if name.startswith("organism:"):
         from patchclamp import organisms
 
-        built = organisms.build(name.removeprefix("organism:"))
+        organism, step = _step(name.removeprefix("organism:"))
+        built = organisms.build(organism)
         if built is not None:
+            if step is not None:
+                raise LookupError(f"{organism} is built from code: it has no training checkpoint {step}")
             _placed(built.hf, dtype, device)
             return built
-        path = str(organisms.path(name.removeprefix("organism:")))
+        path = str(organisms.path(organism))
+        weights = None if step is None else organisms.path(organism, step)
     else:
         path = name
         if not Path(path).is_dir() and (path.startswith((".", "/", "~")) or Path(path).suffix or "\\" in path):
             raise FileNotFoundError(_no_folder(path))
-    import transformers
-
-    config = transformers.AutoConfig.from_pretrained(path)
-    kind = _class(config)
+    kind = _class(path)
     with _without_bar(path != name):
         hf = kind.from_pretrained(path, dtype=dtype or "auto", device_map=device_map)
+    if weights is not None:
+        hf.load_state_dict(safetensors.torch.load_file(weights))
     if device is not None:
         hf = hf.to(device)
     return Model(hf.eval(), _tokenizer(path), name)
+
+
+def _step(name: str) -> tuple[str, int | None]:
+    """The name of an organism and the training step that is asked for after an "@"."""
+    organism, at, step = name.partition("@")
+    if at and not step.isdigit():
+        raise ValueError(f"organism:{name}: after @ comes a number of training steps, as in organism:{organism}@1000")
+    return organism, int(step) if at else None
 
 
 def _placed(hf: Any, dtype: torch.dtype | str | None, device: str | torch.device | None) -> None:
@@ -71,13 +85,18 @@ def _without_bar(quiet: bool) -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _class(config: Any) -> Any:
+def _class(path: str) -> Any:
     """The class that the checkpoint was saved from, so that no head is lost; a causal model where it does not say."""
     import transformers
 
-    for architecture in getattr(config, "architectures", None) or []:
+    written, _ = transformers.PreTrainedConfig.get_config_dict(path)
+    for architecture in written.get("architectures") or []:
         if hasattr(transformers, architecture):
             return getattr(transformers, architecture)
+        from patchclamp.organisms import networks
+
+        if hasattr(networks, architecture):
+            return getattr(networks, architecture)
     return transformers.AutoModelForCausalLM
 
 

@@ -5,7 +5,7 @@ import torch
 
 import patchclamp as pc
 from patchclamp.circuits import PathError, Paths, expand
-from patchclamp.organisms.compiled import hand_induction, hand_induction_task
+from patchclamp.organisms.compiled.hand_induction import hand_induction, hand_induction_task
 from tiny import build
 
 PROMPT = [5, 9, 3, 7, 5, 11]

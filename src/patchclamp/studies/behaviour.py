@@ -18,7 +18,7 @@ def task_of(lab: Lab) -> Task:
     """Induction on the hand-written induction network, indirect object identification on any language model."""
     n = 256 if lab.full else 64
     if "hand_induction" in lab.truth.behaviours:
-        from patchclamp.organisms.compiled import hand_induction_task
+        from patchclamp.organisms.compiled.hand_induction import hand_induction_task
 
         return hand_induction_task(n, lab.seed)
     lab.need(lab.model.tokenizer is not None, "a model with a tokenizer, since its prompts are text")

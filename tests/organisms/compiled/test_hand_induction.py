@@ -5,8 +5,16 @@ import torch
 
 import patchclamp as pc
 from patchclamp import metrics
-from patchclamp.organisms.compiled import hand_induction, hand_induction_task, hand_induction_truth
-from patchclamp.organisms.compiled.hand_induction import BOS, LENGTH, POSITIONS, SUPPRESSING, VOCABULARY
+from patchclamp.organisms.compiled.hand_induction import (
+    BOS,
+    LENGTH,
+    POSITIONS,
+    SUPPRESSING,
+    VOCABULARY,
+    hand_induction,
+    hand_induction_task,
+    hand_induction_truth,
+)
 from patchclamp.sites import Site
 
 

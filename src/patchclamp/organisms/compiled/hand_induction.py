@@ -15,6 +15,7 @@ that a layer norm is one known affine map, which its own gain and bias undo.
 
 import random
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -42,6 +43,14 @@ LOGIT = 12.0  # by how many nats the prediction beats the others
 
 Port = tuple[slice, Float[Tensor, "32 32"]]
 """A part of the residual stream and the matrix between it and a head."""
+
+
+def build(name: str) -> Model:
+    return hand_induction()
+
+
+def truth(name: str, folder: Path) -> Truth:
+    return hand_induction_truth()
 
 
 def hand_induction() -> Model:

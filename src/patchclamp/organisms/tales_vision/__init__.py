@@ -1,0 +1,5 @@
+"""Being written."""
+
+from patchclamp.organisms.entry import Organism
+
+ORGANISMS: tuple[Organism, ...] = ()
