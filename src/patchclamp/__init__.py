@@ -38,6 +38,7 @@ _NAMES = {
 }
 _ROOMS = (
     "circuits",
+    "dictionaries",
     "interventions",
     "investigate",
     "metrics",
@@ -72,6 +73,7 @@ def __dir__() -> list[str]:
 if TYPE_CHECKING:
     from patchclamp import (
         circuits,
+        dictionaries,
         interventions,
         investigate,
         metrics,

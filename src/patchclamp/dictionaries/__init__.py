@@ -1,0 +1,20 @@
+"""Sparse dictionaries of activations: learned, read, measured.
+
+dictionary = pc.dictionaries.train(pc.dictionaries.TopK(k=32), data, width=12288, tokens=10_000_000)
+codes = dictionary.encode(x)                     # indices and values of the active latents
+dictionary.save("my-dictionary"); pc.dictionaries.load("my-dictionary")
+"""
+
+from patchclamp.dictionaries.codes import Codes as Codes
+from patchclamp.dictionaries.dictionary import Dictionary as Dictionary
+from patchclamp.dictionaries.dictionary import load as load
+from patchclamp.dictionaries.parts import AbsoluteTopK as AbsoluteTopK
+from patchclamp.dictionaries.parts import BatchTopK as BatchTopK
+from patchclamp.dictionaries.parts import Gated as Gated
+from patchclamp.dictionaries.parts import GroupMax as GroupMax
+from patchclamp.dictionaries.parts import JumpReLU as JumpReLU
+from patchclamp.dictionaries.parts import Matryoshka as Matryoshka
+from patchclamp.dictionaries.parts import PAnneal as PAnneal
+from patchclamp.dictionaries.parts import ReLU as ReLU
+from patchclamp.dictionaries.parts import TopK as TopK
+from patchclamp.dictionaries.trainer import Trainer as Trainer

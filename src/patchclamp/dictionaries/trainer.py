@@ -1,0 +1,364 @@
+"""One dictionary in training: `trainer.step(batch)` is an optimiser step, `trainer.dictionary()` what it learned.
+
+    trainer = Trainer(TopK(k=32), d_in=768, width=12288)
+    for batch in data.batches(2048):
+        print(trainer.step(batch)["fvu"])
+    dictionary = trainer.dictionary()
+
+Parts that choose a known number of latents are trained through (indices, values): after the encoder's product nothing
+of size [row, width] is built (sparse.py). Parts with a penalty need every pre-activation's gradient, and are trained
+densely.
+
+The first batch sets the centre and the scale: inputs are centred and brought to a mean squared norm of their dimension,
+so that one learning rate and one penalty serve all sites; `dictionary()` folds this back into weights.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from patchclamp.dictionaries import parts, sparse
+from patchclamp.dictionaries.dictionary import Dictionary
+
+THRESHOLD_MEMORY = 0.99
+"""Of the running mean of BatchTopK's smallest kept value; about 100 batches."""
+
+
+class Trainer:
+    """A dictionary, its optimiser, and what it has counted.
+
+    `d_in` (and `d_out`, where something else than the input is explained) may be a shape such as (2, 768) for two
+    models read at once. A decoder row's norms over the first axis of `d_out` then sum to 1, by which model-specific
+    latents show. `steps`, if known, is when the learning rate has come down to zero. `skip` adds a linear map from
+    input to output. The learning rate is 2e-4 / sqrt(width / 16384) unless given (Gao et al. 2024).
+    """
+
+    def __init__(
+        self,
+        part: parts.Part,
+        *,
+        d_in: int | Sequence[int],
+        width: int,
+        d_out: int | Sequence[int] | None = None,
+        seed: int = 0,
+        learning_rate: float | None = None,
+        steps: int | None = None,
+        skip: bool = False,
+        device: str | torch.device = "cpu",
+    ) -> None:
+        self.part, self.seed, self.steps, self.skip = part, seed, steps, skip
+        self.inner = part.inner if isinstance(part, parts.Matryoshka) else part
+        self.groups = part.groups if isinstance(part, parts.Matryoshka) else (width,)
+        if self.groups[-1] != width:
+            raise ValueError(f"Matryoshka(groups={self.groups}): the last prefix must be the width, {width}")
+        k = getattr(self.inner, "k", 1)
+        if k > width:
+            raise ValueError(f"k={k} of {width} latents")
+        if isinstance(self.inner, parts.GroupMax) and width % k:
+            raise ValueError(f"GroupMax(k={k}) needs a width that {k} divides; got {width}")
+        self.shape_in = (d_in,) if isinstance(d_in, int) else tuple(d_in)
+        self.paired = d_out is not None
+        self.shape_out = self.shape_in if d_out is None else (d_out,) if isinstance(d_out, int) else tuple(d_out)
+        self.d_in, self.d_out, self.width = math.prod(self.shape_in), math.prod(self.shape_out), width
+        self.learning_rate = learning_rate or 2e-4 / math.sqrt(width / 2**14)
+        self.warmup = max(1, min(100, (steps or 1000) // 10))
+        # Not the bare seed: data that somebody planted with it would be the very directions that training begins with.
+        generator = torch.Generator().manual_seed((seed * 2654435761 + 0x5AE) % 2**63)
+        decoder = self._unit(torch.randn(width, self.d_out, generator=generator))
+        # An encoder that begins as the decoder's transpose finds its own latents at once; for another output it cannot.
+        encoder = decoder.clone()
+        if self.paired:
+            encoder = torch.nn.functional.normalize(torch.randn(width, self.d_in, generator=generator))
+        extra = {} if isinstance(self.inner, parts.Chosen) else self.inner.parameters(width)
+        self.tensors = {
+            "W_enc": encoder,
+            "b_enc": torch.zeros(width),
+            "W_dec": decoder,
+            "b_dec": torch.zeros(self.d_out),
+            **({"W_skip": torch.zeros(self.d_in, self.d_out)} if skip else {}),
+            **extra,
+        }
+        self.tensors = {name: tensor.to(device).requires_grad_() for name, tensor in self.tensors.items()}
+        for tensor in self.tensors.values():
+            tensor.grad = torch.zeros_like(tensor)
+        momentum = 0.0 if isinstance(self.inner, parts.Gated) else 0.9
+        self.optimizer = torch.optim.Adam(
+            list(self.tensors.values()), lr=self.learning_rate, betas=(momentum, 0.999), fused=True
+        )
+        self.silent = torch.zeros(width, device=device)  # rows since each latent was last active
+        self.centre_in = torch.zeros(self.d_in, device=device)
+        self.centre_out = torch.zeros(self.d_out, device=device)
+        self.scales = (1.0, 1.0)  # of input and output
+        self.threshold: float | None = None
+        self.log_l1 = math.log(getattr(self.inner, "l1", None) or 1e-2)
+        self.taken = 0  # steps
+        self._pre: Tensor | None = None
+        self._dead: Int[Tensor, " dead"] | None = None
+
+    # One step
+
+    def step(
+        self, batch: Float[Tensor, "row d_in"] | tuple[Float[Tensor, "row d_in"], Float[Tensor, "row d_out"]]
+    ) -> dict[str, Tensor]:
+        """One whole optimiser step on a batch (input and output, where they differ).
+
+        Returns `loss`, `fvu` (the fraction of the batch's variance that is not explained), `l0` (active latents a row)
+        and `dead` (the fraction of latents silent for long), as tensors: reading one waits for the device, which a loop
+        need not do in every step. ValueError on a batch of another shape, or with a number that is not finite.
+        """
+        x, y = self._normalised(batch)
+        self.optimizer.zero_grad(set_to_none=False)
+        if isinstance(self.inner, parts.Chosen):
+            loss, error, l0 = self._chosen_step(self.inner, x, y)
+        else:
+            loss, error, l0 = self._penalised_step(self.inner, x, y)
+        loss.backward()
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate * self._schedule()
+        self.optimizer.step()
+        self._unit_(self.tensors["W_dec"].data)
+        self.taken += 1
+        # A latent of mean frequency is active every width / l0 rows.
+        dead = (self.silent > self.patience).float().mean()
+        return {"loss": loss.detach(), "fvu": error, "l0": l0, "dead": dead}
+
+    def _chosen_step(self, part: parts.Chosen, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        t = self.tensors
+        pre = self._pre_activations(x)
+        with torch.no_grad():
+            active, values = part.select(pre)
+        values = sparse.encode(x, t["W_enc"], t["b_enc"], active, values, grad=t["W_enc"].grad)
+        if not part.signed:
+            values = values.relu()
+        variance = _variance(y)
+        outputs = self._prefixes(values, active)
+        loss = torch.stack([((y - output) ** 2).sum() for output in outputs]).mean() / variance
+        residual = (y - outputs[-1]).detach()
+        with torch.no_grad():
+            error = (residual**2).sum() / variance
+            on = values.detach() != 0
+            fired = active.total(on.to(values.dtype))
+            if isinstance(part, parts.BatchTopK):
+                self._remember(values.detach(), on)
+        loss = loss + self._auxiliary(part, pre, x, residual)
+        self._count(fired, len(x))
+        return loss, error, on.sum() / len(x)
+
+    def _prefixes(self, values: Tensor, active: sparse.Active) -> list[Float[Tensor, "row d_out"]]:
+        """The output of each nested prefix of the latents; of them all where there is no nesting."""
+        t = self.tensors
+        output = t["b_dec"] if not self.skip else self._skip
+        outputs = []
+        for first, last in zip((0, *self.groups), self.groups, strict=False):
+            some = values
+            if len(self.groups) > 1:
+                some = values * ((active.latents >= first) & (active.latents < last))
+            output = output + sparse.decode(some, t["W_dec"], active, grad=t["W_dec"].grad)
+            outputs.append(output)
+        return outputs
+
+    def _auxiliary(self, part: parts.Chosen, pre: Tensor, x: Tensor, residual: Tensor) -> Tensor:
+        """The error, modelled by the best of the dead latents (Gao et al. 2024, appendix A.2): their way back."""
+        dead = self._dead
+        if self.taken % 10 == 0 or dead is None:  # to count them waits for the device
+            dead = self._dead = (self.silent > self.patience).nonzero().flatten()
+        if not len(dead) or not part.auxiliary:
+            return x.new_zeros(())
+        t = self.tensors
+        k = min(len(dead), max(1, self.d_out // 2))
+        with torch.no_grad():
+            values, at = pre[:, dead].topk(k, dim=-1, sorted=False)
+            active = sparse.Active.of(dead[at], self.width)
+        values = sparse.encode(x, t["W_enc"], t["b_enc"], active, values.flatten(), grad=t["W_enc"].grad)
+        modelled = sparse.decode(values.relu(), t["W_dec"], active, grad=t["W_dec"].grad)
+        return part.auxiliary * ((residual - modelled) ** 2).sum() / (residual**2).sum().clamp_min(1e-12)
+
+    def _penalised_step(self, part: parts.Penalised, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        t = self.tensors
+        if self.skip:
+            self._skip = t["b_dec"] + x @ t["W_skip"]
+        pre = torch.nn.functional.linear(x, t["W_enc"], t["b_enc"])
+        if isinstance(part, parts.JumpReLU) and not self.taken:
+            t["log_threshold"].data.fill_(part.begin(pre.detach()))
+        codes = part.codes(pre, t)
+        along = self.taken / self.steps if self.steps else min(1.0, self.taken / 10_000)
+        output = t["b_dec"] if not self.skip else self._skip
+        losses = []
+        for first, last in zip((0, *self.groups), self.groups, strict=False):
+            output = output + codes[:, first:last] @ t["W_dec"][first:last]
+            losses.append(((y - output) ** 2).sum())
+        variance = _variance(y)
+        loss = torch.stack(losses).mean()
+        if isinstance(part, parts.Gated):
+            gate = pre.relu() @ t["W_dec"].detach() + t["b_dec"].detach()
+            loss = loss + ((y - gate) ** 2).sum()
+        penalty = part.penalty(pre, codes, t, along)
+        l0 = (codes.detach() > 0).sum() / len(x)
+        if isinstance(part, parts.JumpReLU):
+            loss = loss / variance + penalty * min(1.0, self.taken / self.warmup)
+        else:
+            # Squared error and penalty as the papers have them, per row, and both over the variance.
+            weight = math.exp(self.log_l1) * min(1.0, self.taken / self.warmup)
+            loss = (loss / len(x) + weight * penalty) * len(x) / variance
+            if part.l0 is not None and self.taken >= self.warmup:
+                self.log_l1 += 0.02 * max(-1.0, min(1.0, math.log(max(float(l0), 1e-3) / part.l0)))
+        with torch.no_grad():
+            error = ((y - output) ** 2).sum() / variance
+            self._count((codes > 0).sum(0).to(x.dtype), len(x))
+        return loss, error, l0
+
+    # What a step needs
+
+    def _pre_activations(self, x: Float[Tensor, "row d_in"]) -> Float[Tensor, "row width"]:
+        """The encoder's product, into memory that is kept: fresh pages cost as much as a tenth of the product."""
+        t = self.tensors
+        if self.skip:
+            self._skip = t["b_dec"] + x @ t["W_skip"]
+        with torch.no_grad():
+            if self._pre is None or self._pre.shape[0] != len(x):
+                self._pre = x.new_empty(len(x), self.width)
+            return torch.addmm(t["b_enc"], x, t["W_enc"].t(), out=self._pre)
+
+    def _normalised(self, batch: Any) -> tuple[Tensor, Tensor]:
+        given = batch if isinstance(batch, tuple) else (batch,)
+        if len(given) != 1 + self.paired:
+            what = "(input, output)" if self.paired else "one tensor"
+            raise ValueError(f"a batch of {len(given)} tensors: this trainer takes {what}")
+        rows = []
+        for name, shape, tensor in zip(("input", "output"), (self.shape_in, self.shape_out), given, strict=False):
+            if tuple(tensor.shape[1:]) != shape:
+                raise ValueError(f"{name} of shape {tuple(tensor.shape)}: expected rows of {shape}")
+            flat = tensor.reshape(len(tensor), -1).to(self.silent.device, torch.float32)
+            rows.append(flat)
+        if not self.taken:
+            self._first(*rows)
+        x = (rows[0] - self.centre_in) * self.scales[0]
+        y = (rows[1] - self.centre_out) * self.scales[1] if self.paired else x
+        return x, y
+
+    def _first(self, x: Tensor, y: Tensor | None = None) -> None:
+        """Centre and scale from the first batch."""
+        for name, rows in (("input", x), ("output", y)):
+            if rows is not None and not bool(rows.isfinite().all()):
+                raise ValueError(f"the {name} has numbers that are not finite")
+        self.centre_in = x.mean(0)
+        scale_in = _scale(x - self.centre_in)
+        self.centre_out = self.centre_in if y is None else y.mean(0)
+        self.scales = (scale_in, scale_in if y is None else _scale(y - self.centre_out))
+
+    @property
+    def patience(self) -> float:
+        """Rows after which a silent latent counts as dead: 500 times the mean interval between its activations."""
+        l0 = getattr(self.inner, "k", None) or getattr(self.inner, "l0", None) or 32
+        return 500 * self.width / l0
+
+    def _count(self, fired: Float[Tensor, " width"], rows: int) -> None:
+        self.silent = torch.where(fired > 0, 0.0, self.silent + rows)
+
+    def _remember(self, values: Tensor, on: Tensor) -> None:
+        """The running mean of the smallest value that was kept."""
+        smallest = float(torch.where(on, values, torch.inf).min())
+        if math.isfinite(smallest):
+            old = smallest if self.threshold is None else self.threshold
+            self.threshold = THRESHOLD_MEMORY * old + (1 - THRESHOLD_MEMORY) * smallest
+
+    def _schedule(self) -> float:
+        """Up over the warm-up; down to zero over the last fifth, where the end is known."""
+        up = min(1.0, (self.taken + 1) / self.warmup)
+        if self.steps is None:
+            return up
+        return up * min(1.0, max(0.0, (self.steps - self.taken) / (0.2 * self.steps)))
+
+    def _unit(self, decoder: Tensor) -> Tensor:
+        return self._unit_(decoder.clone())
+
+    def _unit_(self, decoder: Tensor) -> Tensor:
+        """Divide each row by the sum over the first output axis of its norms, in place; a row of zeros stays."""
+        blocks = self.shape_out[0] if len(self.shape_out) > 1 else 1
+        norms = decoder.unflatten(1, (blocks, -1)).norm(dim=2).sum(1, keepdim=True)
+        return decoder.div_(norms.clamp_min(1e-12))
+
+    # What comes of it
+
+    @torch.no_grad()
+    def dictionary(self) -> Dictionary:
+        """The dictionary as it is now, in the units of the activations."""
+        t = {name: tensor.detach().clone() for name, tensor in self.tensors.items()}
+        scale_in, scale_out = self.scales
+        threshold: Tensor | float = 0.0
+        gain = torch.ones_like(t["b_enc"])
+        b_enc = t["b_enc"]
+        if isinstance(self.inner, parts.Gated):
+            gain = t["r_mag"].exp()
+            threshold = (t["b_mag"] - gain * t["b_enc"]).clamp_min(0)
+            b_enc = t["b_mag"]
+        elif isinstance(self.inner, parts.JumpReLU):
+            threshold = t["log_threshold"].exp()
+        elif isinstance(self.inner, parts.BatchTopK):
+            threshold = torch.full_like(b_enc, self.threshold or 0.0)
+        select = self.inner.inference
+        skip = t["W_skip"] * scale_in / scale_out if self.skip else None
+        b_dec = self.centre_out + t["b_dec"] / scale_out
+        return Dictionary(
+            t["W_enc"] * (gain * scale_in / scale_out)[:, None],
+            b_enc / scale_out,
+            t["W_dec"],
+            b_dec if skip is None else b_dec - self.centre_in @ skip,
+            b_in=self.centre_in,
+            select=select,
+            k=getattr(self.inner, "k", None) if select != "threshold" else None,
+            threshold=threshold / scale_out,
+            W_skip=skip,
+            shape_in=self.shape_in,
+            shape_out=self.shape_out,
+            part=self.part,
+            metadata={"seed": self.seed, "steps": self.taken, "learning_rate": self.learning_rate},
+        )
+
+    def state(self) -> dict[str, Any]:
+        """All that decides how training goes on, for `torch.save`."""
+        return {
+            "part": repr(self.part),
+            "shapes": [list(self.shape_in), list(self.shape_out), self.width],
+            "seed": self.seed,
+            "tensors": {name: tensor.detach() for name, tensor in self.tensors.items()},
+            "optimizer": self.optimizer.state_dict(),
+            "silent": self.silent,
+            "dead": self._dead,
+            "centres": [self.centre_in, self.centre_out],
+            "scales": list(self.scales),
+            "threshold": self.threshold,
+            "log_l1": self.log_l1,
+            "taken": self.taken,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from `state()`, with the same bits as without the pause. ValueError where it is of another trainer."""
+        mine = {"part": repr(self.part), "shapes": [list(self.shape_in), list(self.shape_out), self.width]}
+        for name, value in {**mine, "seed": self.seed}.items():
+            if state[name] != value:
+                raise ValueError(f"this state is of another trainer: its {name} is {state[name]}, not {value}")
+        with torch.no_grad():
+            for name, tensor in self.tensors.items():
+                tensor.copy_(state["tensors"][name])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.silent = state["silent"].to(self.silent.device).clone()
+        self._dead = state["dead"]
+        self.centre_in, self.centre_out = (centre.to(self.silent.device) for centre in state["centres"])
+        self.scales = (state["scales"][0], state["scales"][1])
+        self.threshold, self.log_l1, self.taken = state["threshold"], state["log_l1"], state["taken"]
+
+
+def _variance(rows: Float[Tensor, "row d"]) -> Float[Tensor, ""]:
+    """Summed squared distance from the batch's mean; zero is kept from being divided by."""
+    return ((rows - rows.mean(0)) ** 2).sum().clamp_min(1e-12)
+
+
+def _scale(centred: Float[Tensor, "row d"]) -> float:
+    """What brings the mean squared norm to the dimension; 1 where everything is zero."""
+    mean = float((centred.double() ** 2).mean())
+    return 1 / math.sqrt(mean) if mean > 0 else 1.0
