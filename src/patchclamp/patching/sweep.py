@@ -15,12 +15,13 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import xarray as xr
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from patchclamp import metrics
 from patchclamp.interventions import Intervention, patch
 from patchclamp.model import Model
+from patchclamp.patching.batches import Patch, batches, begins
 from patchclamp.patching.corruption import Corruption, corrupted_embedding
 from patchclamp.patching.restart import Restart
 from patchclamp.sites import KINDS, Site, SiteError
@@ -28,18 +29,6 @@ from patchclamp.tasks import Task
 from patchclamp.views.terminal import progress
 
 Direction = Literal["denoise", "noise"]
-_PARTS = 3  # a group of positions ends where this share of its columns would be computed for nothing
-_TOKENS_A_CALL = 256  # below that a forward pass costs more in calls than in arithmetic
-
-
-@dataclass(frozen=True)
-class Patch:
-    """One entry of a sweep: a site, the columns that are patched (None: all), and the first that can differ."""
-
-    site: Site
-    columns: Tensor | None  # [prompt, n], -1 where a prompt has fewer
-    cell: tuple[int, ...]
-    first: int
 
 
 def sweep(
@@ -73,24 +62,37 @@ def sweep(
     base_ids, source_ids = (corrupt, clean) if direction == "denoise" else (clean, corrupt)
     base_do, source_do = (do, []) if direction == "denoise" else ([], do)
     wholes = list(dict.fromkeys(site.whole for site in wanted))
-    source = Restart(model, source_ids, task.mask, task.positions, do=source_do, record=wholes)
-    base = Restart(model, base_ids, task.mask, task.positions, do=base_do)
-    axes, patches = plan(task, wanted, positions, first=_first_difference(task) if base.causal else 0)
-    values = np.full([len(labels) for _, labels in axes], np.nan)
-    base_value = float(score(base.logits, task).mean())
-    source_value = float(score(source.logits, task).mean())
+    restart = Restart(
+        model, base_ids, source_ids, task.mask, task.positions, base_do=base_do, source_do=source_do, sites=wholes
+    )
+    axes, patches = plan(task, wanted, positions, first=_first_difference(task) if restart.causal else 0)
+    base_value = float(score(restart.logits, task).mean())
+    source_value = float(score(restart.source_logits, task).mean())
+    # What no patch below fills are positions where both runs are still the same: the patch changes nothing.
+    values = np.full([len(labels) for _, labels in axes], base_value)
+    differences = Differences(restart, _first_difference(task) if restart.causal else 0)
+    open_ones = []
+    for item in patches:
+        if not differences.within(item):
+            continue
+        if differences.all_of_them(item):
+            values[item.cell] = source_value
+        else:
+            open_ones.append(item)
     named = _named_tokens(task) if score in metrics.OF_NAMED_ANSWERS else None
-    asked = task if named is None or not base.only(named) else _Renumbered.of(task, named)
-    groups = _groups(base, patches, memory, len(task))
+    asked = task if named is None or not restart.only(named) else _Renumbered.of(task, named)
     with progress(f"patching {len(patches)} places", len(patches)) as advance:
-        for group in groups:
-            logits = _run_group(base, source, group)
-            for index, item in enumerate(group):
+        advance(len(patches) - len(open_ones))
+        for batch in batches(restart, open_ones, memory):
+            logits = _run(restart, batch)
+            for index, item in enumerate(batch):
                 values[item.cell] = float(score(logits[:, index], asked).mean())
-            advance(len(group))
+            advance(len(batch))
     clean_value, corrupt_value = (source_value, base_value) if direction == "denoise" else (base_value, source_value)
-    values[np.isnan(values)] = base_value  # positions where both runs are still the same: the patch changes nothing
-    facts = describe(model, task, sites, method="exact", direction=direction, corruption=corruption)
+    settings = {"method": "exact", "direction": direction, "corruption": corruption}
+    if restart.whole_because is not None:
+        settings["whole_prompts_because"] = restart.whole_because
+    facts = describe(model, task, sites, **settings)
     return table(values, axes, score, facts, clean=clean_value, corrupted=corrupt_value, normalise=normalise)
 
 
@@ -225,54 +227,55 @@ def _columns(task: Task, positions: Any) -> Tensor | None:
 # ── running it ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _begins(site: Site) -> tuple[int, Site | None]:
-    """The block that a patch of this site restarts from, and the site that is written (None: the block's input)."""
-    if site.kind == "resid_pre":
-        return site.layer or 0, None
-    if site.kind == "resid_post":
-        return (site.layer or 0) + 1, None
-    if site.layer is None:
-        return 0, site.whole
-    return site.layer, site.whole
+class Differences:
+    """Where the two runs differ at all: what settles a patch without a run.
+
+    A patch that puts in what is there already changes nothing. One that puts in all that differs in the stream leaves
+    what the other run has, if later blocks read nothing but the stream.
+    """
+
+    def __init__(self, restart: Restart, first: int):
+        self.restart, self._of = restart, {}
+        columns = torch.arange(restart.end, device=restart.mask.device)
+        counts = restart.mask[:, : restart.end]
+        if restart.causal:  # positions behind the answer are never read, those before `first` are the same
+            counts = counts & (columns >= first) & (columns <= restart.answers[:, None])
+        self.counts: Bool[Tensor, "prompt pos"] = counts
+
+    def within(self, item: Patch) -> bool:
+        """Whether anything differs where this patch writes."""
+        return bool((self._at(item.site) & self._written(item)).any())
+
+    def all_of_them(self, item: Patch) -> bool:
+        """Whether after this patch the whole stream is the other run's."""
+        if item.site.kind not in ("resid_pre", "resid_post") or not self.restart.closed:
+            return False
+        return not bool((self._at(item.site) & ~self._written(item)).any())
+
+    def _at(self, site: Site) -> Bool[Tensor, "prompt pos"]:
+        if site not in self._of:
+            unit = slice(None) if site.unit is None else slice(site.unit, site.unit + 1)
+            ours, theirs = (
+                side[site.whole].movedim(site.pos_axis, 1)[:, : self.restart.end]
+                for side in (self.restart.before, self.restart.source)
+            )
+            differs = ours != theirs if site.unit is None else ours[:, :, unit] != theirs[:, :, unit]
+            self._of[site] = differs.flatten(2).any(-1) & self.counts
+        return self._of[site]
+
+    def _written(self, item: Patch) -> Bool[Tensor, "prompt pos"]:
+        written = torch.zeros_like(self.counts) if item.columns is not None else torch.ones_like(self.counts)
+        if item.columns is not None:
+            rows, slots = ((item.columns >= 0) & (item.columns < self.restart.end)).nonzero(as_tuple=True)
+            written[rows.to(written.device), item.columns[rows, slots].to(written.device)] = True
+        return written
 
 
-def _groups(base: Restart, patches: list[Patch], memory: float, prompts: int) -> list[list[Patch]]:
-    """Patches that share a forward pass: of one block and site, near in position, within the memory budget."""
-    by_start: dict[tuple, list[Patch]] = {}
-    for item in patches:
-        by_start.setdefault(_begins(item.site), []).append(item)
-    groups = []
-    for items in by_start.values():
-        items = sorted(items, key=lambda item: item.first)
-        group: list[Patch] = []
-        for item in items:
-            if group:
-                columns = base.end - group[0].first if base.cacheable else base.end
-                enough = prompts * len(group) * columns >= _TOKENS_A_CALL and item.first > group[0].first + 1
-                full = (len(group) + 1) * prompts * _bytes_a_row(base, columns) > memory * 2**30
-                if full or (enough and base.cacheable and item.first >= group[0].first + max(2, columns // _PARTS)):
-                    groups.append(group)
-                    group = []
-            group.append(item)
-        groups.append(group)
-    return groups
-
-
-def _bytes_a_row(base: Restart, columns: int) -> int:
-    """A generous estimate of one prompt's activations in one block, and its logits."""
-    model = base.model
-    width = max(
-        (model.weights.W_in[0].shape[-1] if base.layers and base.layers[0].up else 4 * model.d_model), model.d_model
-    )
-    size = torch.finfo(model.dtype).bits // 8
-    return size * (columns * (8 * model.d_model + 3 * width + model.n_heads * base.end) + 3 * base.vocab)
-
-
-def _run_group(base: Restart, source: Restart, group: list[Patch]) -> Tensor:
-    layer, site = _begins(group[0].site)
-    start = min(item.first for item in group) if base.cacheable else 0
-    values = source.recording[group[0].site.whole]
-    return base.run(layer, len(group), start=start, site=site, write=_writer(group, values))
+def _run(restart: Restart, batch: list[Patch]) -> Tensor:
+    layer, site = begins(batch[0].site)
+    start = min(item.first for item in batch) if restart.cacheable else 0
+    values = restart.source[batch[0].site.whole]
+    return restart.run(layer, len(batch), start=start, site=site, write=_writer(batch, values))
 
 
 def _writer(group: list[Patch], values: Tensor) -> Callable[[Tensor, int], Tensor]:
