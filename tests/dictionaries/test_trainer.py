@@ -1,4 +1,4 @@
-"""Gradients equal dense autograd's; a paused trainer goes on with the same bits; the dictionary is what training had."""
+"""Gradients equal dense autograd's; a pause changes no bit; the dictionary is what training had."""
 
 import pytest
 import torch

@@ -101,9 +101,7 @@ class Trainer:
 
     # One step
 
-    def step(
-        self, batch: Float[Tensor, "row d_in"] | tuple[Float[Tensor, "row d_in"], Float[Tensor, "row d_out"]]
-    ) -> dict[str, Tensor]:
+    def step(self, batch: Float[Tensor, "row *d_in"] | tuple[Float[Tensor, "row *d_in"], ...]) -> dict[str, Tensor]:
         """One whole optimiser step on a batch (input and output, where they differ).
 
         Returns `loss`, `fvu` (the fraction of the batch's variance that is not explained), `l0` (active latents a row)

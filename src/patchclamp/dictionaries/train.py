@@ -1,0 +1,235 @@
+"""Train dictionaries: `train(TopK(k=32), data, width=12288, tokens=10_000_000)`; a list of parts shares one pass.
+
+`data` are rows of a store, activations in memory, or anything with a `stream`, such as planted activations. Batches of
+tensors [row, d] make an SAE, [row, model, d] a crosscoder, and tuples (input, output) a transcoder.
+
+With `out`, a checkpoint is kept beside the metrics, and the same call goes on where an interrupted one stopped: with
+the same bits, on the same machine and number of threads.
+"""
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, overload
+
+import torch
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+
+from patchclamp.dictionaries.dictionary import Dictionary
+from patchclamp.dictionaries.parts import Part
+from patchclamp.dictionaries.trainer import Trainer
+from patchclamp.store.rows import PairedRows, Rows, held
+
+CHECKPOINT, METRICS = "checkpoint.pt", "metrics.jsonl"
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where in the data a run is."""
+
+    epoch: int = 0
+    row: int = 0  # of this epoch
+    seen: int = 0  # rows in all
+
+
+@overload
+def train(
+    parts: Part,
+    data: Rows | PairedRows | Tensor | Any,
+    *,
+    width: int,
+    tokens: int | None = None,
+    batch: int = 2048,
+    seed: int = 0,
+    learning_rate: float | None = None,
+    skip: bool = False,
+    out: str | Path | None = None,
+    every: int = 200,
+    device: str | torch.device = "cpu",
+    progress: bool = True,
+) -> Dictionary: ...
+@overload
+def train(
+    parts: Sequence[Part],
+    data: Rows | PairedRows | Tensor | Any,
+    *,
+    width: int,
+    tokens: int | None = None,
+    batch: int = 2048,
+    seed: int = 0,
+    learning_rate: float | None = None,
+    skip: bool = False,
+    out: str | Path | None = None,
+    every: int = 200,
+    device: str | torch.device = "cpu",
+    progress: bool = True,
+) -> list[Dictionary]: ...
+def train(
+    parts: Part | Sequence[Part],
+    data: Rows | PairedRows | Tensor | Any,
+    *,
+    width: int,
+    tokens: int | None = None,
+    batch: int = 2048,
+    seed: int = 0,
+    learning_rate: float | None = None,
+    skip: bool = False,
+    out: str | Path | None = None,
+    every: int = 200,
+    device: str | torch.device = "cpu",
+    progress: bool = True,
+) -> Dictionary | list[Dictionary]:
+    """A dictionary of `width` latents, or one for each of several parts, learned from `tokens` rows of `data`.
+
+    `tokens` is one pass over the data unless given; data without an end need it. `seed` decides the initial weights and
+    the order of the rows. Every `every` steps the metrics of each dictionary (loss, fvu, l0, dead) are written to
+    `out`/metrics.jsonl, and a checkpoint; at the end each dictionary is saved in `out`, under its number if there are
+    several. ValueError where `out` has the checkpoint of another run.
+    """
+    several = isinstance(parts, Sequence)
+    chosen = list(parts) if isinstance(parts, Sequence) else [parts]
+    if not chosen:
+        raise ValueError("train() needs at least one part, such as TopK(k=32)")
+    if isinstance(data, Tensor):
+        data = _Stacked(data) if data.ndim == 3 else held(data)
+    if tokens is None:
+        tokens = getattr(data, "rows", None)
+        if tokens is None:
+            raise ValueError("these data have no end: give tokens=, the number of rows to learn from")
+    if tokens < 1 or batch < 1:
+        raise ValueError(f"tokens={tokens}, batch={batch}: expected positive numbers")
+    first = next(_batches(data, min(batch, tokens), seed, _Place()))
+    shapes = [tuple(tensor.shape[1:]) for tensor in (first if isinstance(first, tuple) else (first,))]
+    steps = -(-tokens // batch)
+    trainers = [
+        Trainer(
+            part,
+            d_in=shapes[0],
+            d_out=shapes[1] if len(shapes) > 1 else None,
+            width=width,
+            seed=seed,
+            learning_rate=learning_rate,
+            steps=steps,
+            skip=skip,
+            device=device,
+        )
+        for part in chosen
+    ]
+    folder = None if out is None else Path(out)
+    run = {"tokens": tokens, "batch": batch, "seed": seed, "width": width, "learning_rate": learning_rate}
+    place = _Place() if folder is None else _resumed(folder, run, trainers)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, disable=not progress) as bar:
+        job = bar.add_task("dictionaries", total=tokens, completed=place.seen)
+        while place.seen < tokens:
+            began = place
+            for rows in _batches(data, batch, seed, place):
+                rows = _first(rows, tokens - place.seen)
+                results = [trainer.step(rows) for trainer in trainers]
+                taken = len(rows[0] if isinstance(rows, tuple) else rows)
+                place = _Place(place.epoch, place.row + taken, place.seen + taken)
+                done = place.seen >= tokens
+                if done or trainers[0].taken % every == 0:
+                    said = [{name: float(value) for name, value in result.items()} for result in results]
+                    if folder is not None:
+                        _keep(folder, run, trainers, place, said)
+                    bar.update(job, completed=place.seen, description=_line(said))
+                if done:
+                    break
+            if place == began:
+                raise ValueError(f"the data gave no row after row {place.row} of epoch {place.epoch}")
+            if place.seen < tokens:
+                place = _Place(place.epoch + 1, 0, place.seen)
+    dictionaries = [trainer.dictionary() for trainer in trainers]
+    if folder is not None:
+        for number, dictionary in enumerate(dictionaries):
+            dictionary.save(folder / str(number) if several else folder)
+    return dictionaries if several else dictionaries[0]
+
+
+@dataclass(frozen=True, eq=False)
+class _Stacked:
+    """Activations of several models in memory, [row, model, d], as rows to read from."""
+
+    tensor: Tensor
+
+    @property
+    def rows(self) -> int:
+        return len(self.tensor)
+
+    def batches(self, size: int, *, seed: int = 0, epoch: int = 0, start: int = 0) -> Iterator[Tensor]:
+        flat = held(self.tensor.flatten(1))
+        for batch in flat.batches(size, seed=seed, epoch=epoch, start=start):
+            yield batch.unflatten(1, tuple(self.tensor.shape[1:]))
+
+
+def _batches(data: Any, size: int, seed: int, place: _Place) -> Iterator[Tensor | tuple[Tensor, ...]]:
+    """Batches from `place` on, to the end of the epoch."""
+    if hasattr(data, "batches"):
+        yield from data.batches(size, seed=seed, epoch=place.epoch, start=place.row)
+    elif hasattr(data, "stream"):
+        for batch in data.stream(size, seed=seed, start=place.row):
+            yield batch.activations
+    else:
+        raise TypeError(
+            f"data of type {type(data).__name__}: expected a tensor [row, d], rows of a store (`batches`), or "
+            "something with a `stream`, such as planted activations"
+        )
+
+
+def _first(rows: Tensor | tuple[Tensor, ...], n: int) -> Tensor | tuple[Tensor, ...]:
+    return tuple(tensor[:n] for tensor in rows) if isinstance(rows, tuple) else rows[:n]
+
+
+def _keep(
+    folder: Path, run: dict[str, Any], trainers: list[Trainer], place: _Place, said: list[dict[str, float]]
+) -> None:
+    """Write the metrics, then the checkpoint, each whole or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = _lines(folder, trainers[0].taken)
+    lines += [
+        json.dumps({"step": trainer.taken, "tokens": place.seen, "dictionary": number, **row})
+        for number, (trainer, row) in enumerate(zip(trainers, said, strict=True))
+    ]
+    _replace(folder / METRICS, lambda path: path.write_text("\n".join(lines) + "\n"))
+    state = {"run": run, "place": [place.epoch, place.row, place.seen], "trainers": [t.state() for t in trainers]}
+    _replace(folder / CHECKPOINT, lambda path: torch.save(state, path))
+
+
+def _lines(folder: Path, before: int) -> list[str]:
+    """The lines of the metrics up to step `before`: what a run wrote after its last checkpoint is written again."""
+    path = folder / METRICS
+    kept = path.read_text().splitlines() if path.exists() else []
+    return [line for line in kept if json.loads(line)["step"] < before]
+
+
+def _replace(path: Path, write: Any) -> None:
+    part = path.with_name(path.name + ".part")
+    write(part)
+    with part.open("rb") as file:
+        os.fsync(file.fileno())
+    part.replace(path)
+
+
+def _resumed(folder: Path, run: dict[str, Any], trainers: list[Trainer]) -> _Place:
+    """Where the run in `folder` stopped, with its trainers as they were then."""
+    path = folder / CHECKPOINT
+    if not path.exists():
+        return _Place()
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    different = {name: value for name, value in state["run"].items() if run[name] != value}
+    if different or len(state["trainers"]) != len(trainers):
+        what = ", ".join(f"{name}={value} (now {run[name]})" for name, value in different.items())
+        raise ValueError(f"{path} is of another run: {what or 'with another number of parts'}. Choose another folder.")
+    for trainer, kept in zip(trainers, state["trainers"], strict=True):
+        trainer.restore(kept)
+    return _Place(*state["place"])
+
+
+def _line(said: list[dict[str, float]]) -> str:
+    """The first dictionary's figures, as the progress bar shows them."""
+    row = said[0]
+    return f"fvu {row['fvu']:.3f}, L0 {row['l0']:.1f}, dead {row['dead']:.1%}"
