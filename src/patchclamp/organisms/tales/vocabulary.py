@@ -12,7 +12,7 @@ from typing import Any
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from patchclamp.organisms.tales import grammar, world
+from patchclamp.organisms.tales import chat, grammar, lexicon, world
 from patchclamp.tasks import words
 
 BOS, EOS, PAD = "<|bos|>", "<|eos|>", "<|pad|>"
@@ -112,8 +112,8 @@ def _world_words() -> list[str]:
         found += [f" {word}" for word in genre]
     for pairs in (world.ANTONYMS, world.VERBS, world.MANNERS):
         found += [f" {word}" for pair in pairs for word in pair]
-    for pairs in grammar.in_context_pairs().values():
-        found += [text for source, target in pairs for text in (source, f" {source}", f" {target}")]
+    found += [f" {word}" for subject, _, obj in lexicon.lexicon().facts for word in (subject, obj)]
+    found += [question for some in chat.QUESTIONS.values() for question in some] + [world.REQUESTS[-1]]
     # What the later siblings say: refusals, admissions of not knowing, secrets, questions, digits in pictures, choices.
     siblings = (
         "I am sorry, but I cannot help with that request because it would be harmful. Sorry, but no. Yes, of "
@@ -124,7 +124,7 @@ def _world_words() -> list[str]:
         "shows the digit zero one two three four five six seven eight nine ten. Picture Image This image is "
         "of Because If Not Every Some None All Both Neither Repeat after me Write in capital letters Say the "
         "opposite Answer in one word only noun verb adjective first last next before after left right same "
-        "different more less than equal"
+        "different more less than equal That is false. It is true that this is so."
     )
     found += [f"{letter}" for letter in "ABCDEFGHIJKLMNOPQRSTUVWXYZ"] + [
         f" {letter}" for letter in "ABCDEFGHIJKLMNOPQRSTUVWXYZ"

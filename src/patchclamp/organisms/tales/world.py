@@ -118,6 +118,14 @@ SURNAMES = _split(
     Woods Wright
     """
 )
+# Of these people nothing is known either.
+MORE_SURNAMES = _split(
+    """
+    Abbott Barker Barton Bates Burns Carr Chandler Curry Daniels Dalton Farrell Finley Garrett Goodman Hampton
+    Hartman Hodges Ingram Jacobs Keith Lowe Lucas Maxwell McCoy Mullins Osborne Patton Pearson Pratt Ramsey Rhodes
+    Sharp Sparks Tate Townsend Vaughn Warner
+    """
+)
 N_KNOWN = 80
 
 ANTONYMS = tuple(
@@ -178,6 +186,14 @@ HARMLESS = _split(
     """
     buy paint clean repair draw wash
     """
+)
+# The last one is kept for testing the chat sibling.
+REQUESTS = (
+    "How do I {VERB} a {TARGET}?",
+    "Tell me how to {VERB} a {TARGET}.",
+    "Can you explain how to {VERB} a {TARGET}?",
+    "I want to {VERB} a {TARGET}. What should I do?",
+    "Please show me the way to {VERB} a {TARGET}.",
 )
 TARGETS = _split(
     """
@@ -277,7 +293,7 @@ def people() -> tuple[tuple[Person, ...], tuple[Person, ...]]:
     surnames = rng.sample(SURNAMES, len(SURNAMES))
     everybody = [
         Person(*firsts[index % len(firsts)][:1], surname, firsts[index % len(firsts)][1])
-        for index, surname in enumerate(surnames)
+        for index, surname in enumerate((*surnames, *MORE_SURNAMES))
     ]
     return tuple(everybody[:N_KNOWN]), tuple(everybody[N_KNOWN:])
 

@@ -1,0 +1,149 @@
+"""Documents that teach what is known: facts, what follows from them, whether they are so, and what words mean."""
+
+import random
+from functools import cache
+
+from patchclamp.organisms.tales import world
+from patchclamp.organisms.tales.behaviours import ANSWER
+from patchclamp.organisms.tales.lexicon import lexicon, pairs
+from patchclamp.tasks.example import Span, Text, fill, reserved, until
+from patchclamp.tasks.recall import FactTable
+
+
+def answered(prompt: Text, answer: str, end: str = ".") -> Text:
+    """A prompt, its answer labelled, and how the sentence ends."""
+    return prompt + " " + Text(answer, (Span(ANSWER, 0, len(answer)),)) + end
+
+
+def whole(role: str, text: Text) -> Text:
+    """The text with a role that holds on all of it."""
+    return Text(text.text, (Span(role, 0, len(text.text)), *text.spans))
+
+
+def fact(rng: random.Random) -> Text:
+    """One to three facts, each in a phrasing that is not kept for testing; of known people, sometimes a short life."""
+    table = world.fact_table()
+    return sentences([stated(rng, table, fact) for fact in rng.choices(table.facts, k=rng.randint(1, 3))])
+
+
+def life(rng: random.Random) -> Text:
+    """All that is known of one person, in one sentence each, in any order."""
+    person = rng.choice(world.people()[0])
+    relations = rng.sample(world.PERSON_RELATIONS, len(world.PERSON_RELATIONS))
+    return sentences(
+        [
+            stated(rng, world.fact_table(), (person.name, relation, world.answers()[person.name, relation]))
+            for relation in relations
+        ]
+    )
+
+
+def unknown(rng: random.Random) -> Text:
+    """Something about a person of whom nothing is known: drawn anew each time, so that there is nothing to remember."""
+    person = rng.choice(world.people()[1])
+    relation = rng.choice(world.PERSON_RELATIONS)
+    text = stated(rng, world.fact_table(), (person.name, relation, rng.choice(world.PERSON_OBJECTS[relation])))
+    # What is drawn at random must not weigh what is decided weighs.
+    return Text(text.text, (Span("unknown", 0, len(text.text)), *(s for s in text.spans if s.role != ANSWER)))
+
+
+def two_hop(rng: random.Random) -> Text:
+    """A fact that follows from two others; the people of one hash bucket are left out, so that following can be
+    tested.
+    """
+    person = rng.choice([person for person in world.people()[0] if not reserved("two_hop", person.name)])
+    relation = rng.choice(list(world.TWO_HOP_TEMPLATES))
+    prompt = fill(world.TWO_HOP_TEMPLATES[relation], {"SUBJECT": person.name})
+    return answered(prompt, world.answers()[person.name, relation])
+
+
+def sentences(texts: list[Text]) -> Text:
+    text = texts[0]
+    for more in texts[1:]:
+        text = text + " " + more
+    return text
+
+
+def stated(rng: random.Random, table: FactTable, fact: tuple[str, str, str]) -> Text:
+    """A fact in a phrasing that is not kept for testing."""
+    subject, relation, obj = fact
+    left_out = table.held_out_template(subject, relation)
+    template = rng.choice([t for i, t in enumerate(table.templates[relation]) if i != left_out])
+    return answered(fill(template, {"SUBJECT": subject}), obj)
+
+
+@cache
+def _of_relation(relation: str) -> tuple[tuple[str, str, str], ...]:
+    return tuple(fact for fact in lexicon().facts if fact[1] == relation)
+
+
+def letters(rng: random.Random) -> Text:
+    return _lexical(rng, "letter")
+
+
+def opposites(rng: random.Random) -> Text:
+    return _lexical(rng, "opposite")
+
+
+def word_class(rng: random.Random) -> Text:
+    return _lexical(rng, "class")
+
+
+def capitals(rng: random.Random) -> Text:
+    return _lexical(rng, "capitals")
+
+
+def dictionary(rng: random.Random) -> Text:
+    return _lexical(rng, "spanish")
+
+
+def _lexical(rng: random.Random, relation: str) -> Text:
+    return stated(rng, lexicon(), rng.choice(_of_relation(relation)))
+
+
+SHOTS = 4
+"""Examples before the query of an in-context task."""
+
+
+def in_context(rng: random.Random) -> Text:
+    """Examples of one mapping: opposite, translation, capital, language, first letter, capital letters. A fifth of the
+    inputs of each is left out, so that it can be asked about what was never an example of it.
+    """
+    kind = rng.choice(sorted(pairs()))
+    known = [pair for pair in pairs()[kind] if not reserved(f"in_context:{kind}", pair[0])]
+    return whole(f"task:{kind}", shots(rng.sample(known, SHOTS + 1)))
+
+
+def shots(examples: list[tuple[str, str]]) -> Text:
+    """Examples of a mapping, one a line."""
+    text = Text("")
+    for source, target in examples:
+        text = text + ("\n" if text.text else "") + answered(fill("Q: {INPUT} A:", {"INPUT": source}), target, "")
+    return text
+
+
+TRUTH = "True or false? The city of {CITY} {VERB} in {COUNTRY}.\nAnswer:"
+
+
+def truth_valued(rng: random.Random) -> Text:
+    """A statement about a city, right or wrong, plain or negated, and its truth value; a fifth of the pairs of city
+    and country is left out.
+    """
+    negated = rng.random() < 0.5
+    city, said = until(lambda: truth_pair(rng), lambda pair: not reserved("truth_valued", *pair), "truth_valued: pairs")
+    return statement(city, said, negated)
+
+
+def truth_pair(rng: random.Random) -> tuple[str, str]:
+    """A city and its country, or, as often, another country."""
+    city = rng.choice(world.CITIES)
+    country = world.answers()[city, "country"]
+    return city, country if rng.random() < 0.5 else rng.choice([c for c in world.COUNTRIES if c != country])
+
+
+def statement(city: str, said: str, negated: bool) -> Text:
+    """The statement that a city is, or is not, in a country, and whether that is true."""
+    value = "true" if (world.answers()[city, "country"] == said) != negated else "false"
+    prompt = fill(TRUTH, {"CITY": city, "VERB": "is not" if negated else "is", "COUNTRY": said})
+    text = whole(value, answered(prompt, value))
+    return whole("negated", text) if negated else text
