@@ -1,6 +1,6 @@
 """Activations, stored once and read many times: write, resume, stream shuffled; on one machine, torchrun or Ray.
 
-`record` puts a corpus through a model and its activations into a store, `open` reads one. A `Stream` has the same face
+`record` puts a corpus through a model and its activations into a store, `open` reads one. A `stream` has the same face
 and makes the activations as they are asked for, in memory; `held` gives it to a tensor.
 """
 
@@ -19,4 +19,7 @@ from patchclamp.store.rows import PairedRows as PairedRows
 from patchclamp.store.rows import Rows as Rows
 from patchclamp.store.rows import held as held
 from patchclamp.store.statistics import Statistics as Statistics
+from patchclamp.store.stream import StreamedPairs as StreamedPairs
+from patchclamp.store.stream import StreamedRows as StreamedRows
+from patchclamp.store.stream import stream as stream
 from patchclamp.store.units import Labels as Labels

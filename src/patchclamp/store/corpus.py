@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from patchclamp.model import Model
+
 _AT_ONCE = 256  # documents that the tokenizer gets at once, and that a generator writes at once
 
 
@@ -43,6 +45,13 @@ def tokenized(
         first = False
     if first:
         raise ValueError("the corpus has no documents")
+
+
+def tokenizer_of(model: Model) -> Callable[[list[str]], list[list[int]]] | None:
+    """A function from texts to their token ids, as `model.run` would make them; None without a tokenizer."""
+    if model.tokenizer is None:
+        return None
+    return lambda texts: model.tokenizer(texts, return_attention_mask=False, verbose=False)["input_ids"]
 
 
 def _documents(corpus: Any, field: str, seed: int) -> Iterator[Any]:

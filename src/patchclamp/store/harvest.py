@@ -54,6 +54,18 @@ def widths(model: Model, sites: Sequence[Site], token: int) -> dict[str, Width]:
     return found
 
 
+def context_of(model: Model, asked: int | None) -> int:
+    """Tokens in a window: what is asked for, or what the model takes, at most 1,024; ValueError beyond what it takes."""
+    config = getattr(model.hf, "config", None)
+    names = ("max_position_embeddings", "n_positions", "max_seq_len")
+    most = next((n for name in names if isinstance(n := getattr(config, name, None), int) and n > 0), None)
+    if asked is None:
+        return min(1024, most or 1024)
+    if most is not None and asked > most:
+        raise ValueError(f"context={asked}, and {model.name} takes at most {most} tokens")
+    return asked
+
+
 def harvest(
     model: Model, unit: Unit, sites: Sequence[Site], *, seed: int, batch_tokens: int
 ) -> dict[str, Float[Tensor, "row d"]]:

@@ -17,10 +17,10 @@ import torch
 from patchclamp import views
 from patchclamp.model import Model
 from patchclamp.sites import Site
-from patchclamp.store.corpus import endless, tokenized
+from patchclamp.store.corpus import endless, tokenized, tokenizer_of
 from patchclamp.store.engines import Engine, Job, ModelSource, engine_called
 from patchclamp.store.errors import StoreError
-from patchclamp.store.harvest import harvest, sites_of, widths
+from patchclamp.store.harvest import context_of, harvest, sites_of, widths
 from patchclamp.store.manifest import (
     MANIFEST,
     PLAN,
@@ -117,7 +117,7 @@ def record(
     chosen = engine_called(engine, workers)
     place = Place.at(out, options)
     cut = Cut(
-        _context(own, context),
+        context_of(own, context),
         unit_tokens or default_unit(tokens),
         skip_first=skip_first,
         validation=validation,
@@ -152,24 +152,6 @@ def default_unit(tokens: int | None) -> int:
     It does not depend on the model, so that stores of two models over one corpus are cut alike, and can be paired.
     """
     return 65_536 if tokens is None else min(65_536, max(1024, math.ceil(tokens / 8)))
-
-
-def tokenizer_of(model: Model) -> Any:
-    """A function from texts to their token ids, as `model.run` would make them; None without a tokenizer."""
-    if model.tokenizer is None:
-        return None
-    return lambda texts: model.tokenizer(texts, return_attention_mask=False, verbose=False)["input_ids"]
-
-
-def _context(model: Model, asked: int | None) -> int:
-    config = getattr(model.hf, "config", None)
-    names = ("max_position_embeddings", "n_positions", "max_seq_len")
-    most = next((n for name in names if isinstance(n := getattr(config, name, None), int) and n > 0), None)
-    if asked is None:
-        return min(1024, most or 1024)
-    if most is not None and asked > most:
-        raise ValueError(f"context={asked}, and {model.name} takes at most {most} tokens")
-    return asked
 
 
 def _planned(

@@ -122,7 +122,7 @@ class Statistics:
         return float(self.variance.sum())
 
     def norm_quantile(self, q: float) -> float:
-        """The Euclidean norm that a share `q` of the rows does not exceed, to half a per cent."""
+        """The Euclidean norm that a share `q` of the rows does not exceed, to one per cent."""
         if not 0 <= q <= 1:
             raise ValueError(f"a quantile is between 0 and 1, not {q}")
         place = int(torch.searchsorted(self.norms.cumsum(0), max(1, math.ceil(q * self.count))))
