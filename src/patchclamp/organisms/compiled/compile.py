@@ -23,7 +23,7 @@ from torch import Tensor
 from transformers import GPT2LMHeadModel
 
 from patchclamp.model import Model
-from patchclamp.organisms.compiled.edges import matters
+from patchclamp.organisms.compiled.edges import used
 from patchclamp.organisms.compiled.language import Expression, Value
 from patchclamp.organisms.compiled.layout import Layout, lay_out
 from patchclamp.organisms.compiled.program import Program
@@ -36,13 +36,16 @@ from patchclamp.tasks.task import Task
 
 Compression = Literal["rotate", "superpose"]
 SUFFIX = {None: "", "rotate": "+rotated", "superpose": "+superposed"}
-_WITNESSES = 256  # inputs on which an edge to the place of rest must show that it is ever used
+_WITNESSES = 256  # inputs on at least one of which an edge of the circuit must matter
 
 
 @dataclass(frozen=True)
 class CompiledTruth(Truth):
     """What is true of a compiled program, exactly.
 
+    `edges` are those that were written, less those on which no answer ever depends. These are the embedding's to a head
+    that would rest at BOS where it finds nothing, and always finds something; or would leave BOS out of a mean of which
+    only the sign is used. The circuit is that of answers at the last position of inputs of full length.
     `features["tokens=a"]` is the direction of a value in the residual stream, `features["fraction"]` that of a number.
     `packing` says how many values share how many dimensions, by categorical variable; `unpacked` why a variable of a
     superposed network stayed orthogonal.
@@ -104,16 +107,13 @@ def compile(
         raise ValueError(f"compression={compression!r}: it is None, 'rotate' or 'superpose'")
     inputs = _tried(program, seed)
     layout = lay_out(program, rotate=compression is not None, superpose=compression == "superpose", seed=seed)
-    hf, edges, resting = write(program, layout)
+    hf, edges = write(program, layout)
     model = CompiledModel(hf, program, _truth(program, layout, SUFFIX[compression], edges))
-    used = {edge for edge in resting - edges if matters(model, inputs, *edge)}
-    model.truth = replace(model.truth, edges=frozenset(edges | used))
+    model.truth = replace(model.truth, edges=used(model, inputs, edges))
     return model
 
 
-def _program(
-    program: Program | Expression, vocabulary: tuple[Value, ...] | None, length: int | None
-) -> Program:
+def _program(program: Program | Expression, vocabulary: tuple[Value, ...] | None, length: int | None) -> Program:
     if isinstance(program, Program):
         tokens, most = vocabulary or program.tokens, length or program.length
         return replace(program, tokens=tuple(tokens), length=most)

@@ -10,14 +10,14 @@ stream less the sender's share of it, through the same norm, and everybody else 
 
 from collections.abc import Iterable, Iterator
 from itertools import groupby
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from patchclamp import interventions
-from patchclamp.model import Model, Run
+from patchclamp.model import Model
 from patchclamp.sites import Site, SiteError
 
 Edge = tuple[Site, Site]
@@ -42,8 +42,7 @@ def ablate_edge(
 ) -> Float[Tensor, "prompt pos vocab"]:
     """The logits when `reader` goes without what `sender` adds to the stream, or has another prompt's ("resample").
 
-    SiteError where `reader` does not come behind `sender`, or is no reader. For GPT-2's architecture: queries, keys and
-    values are projections of one normed stream, without rotary positions or norms of their own.
+    SiteError where `reader` does not come behind `sender`, or is no reader. For blocks of attention and then an MLP.
     """
     return next(ablate_edges(model, tokens, [(sender, reader)], to=to, seed=seed))[2]
 
@@ -56,37 +55,53 @@ def ablate_edges(
     to: To = "zero",
     seed: int = 0,
 ) -> Iterator[tuple[Site, Site, Float[Tensor, "prompt pos vocab"]]]:
-    """The same for many edges (by default all), with one forward pass for each reader."""
+    """The same for many edges (by default all), two forward passes for each reader."""
     if to not in ("zero", "resample"):
         raise ValueError(f"to={to!r}: an edge is ablated to 'zero' or to 'resample'")
     every = edges(model)
-    some = every if some is None else sorted(some, key=every.index if set(some) <= set(every) else _refuse(some, every))
-    layers = range(model.n_layers)
-    streams = [Site(kind, layer) for kind in ("resid_pre", "resid_mid") for layer in layers]
-    senders = list(dict.fromkeys(sender.whole for sender, _ in some))
-    clean = model.run(tokens, record=[*streams, Site("resid_post", model.n_layers - 1), *senders])
+    some = every if some is None else list(some)
+    if not set(some) <= set(every):
+        raise _no_edge(some, every)
+    some = sorted(some, key=every.index)
+    streams = {_stream(model, reader) for _, reader in some}
+    clean = model.run(tokens, record=[*streams, *{_sum(sender).whole for sender, _ in some}])
     others = _others(len(tokens), seed) if to == "resample" else None
     for reader, group in groupby(some, key=lambda edge: edge[1]):
-        from_whom = [sender for sender, _ in group]
-        shares = [_share(model, clean, sender) for sender in from_whom]
-        stream = clean[_stream(model, reader)]
-        without = torch.cat([stream - x if others is None else stream - x + x[others] for x in shares])
-        logits = _read(model, tokens.repeat(len(shares), 1), reader, without)
-        yield from zip(from_whom, [reader] * len(shares), logits.split(len(tokens)), strict=True)
+        senders = [sender for sender, _ in group]
+        stream, inputs = _stream(model, reader), tokens.repeat(len(senders), 1)
+        shares = [clean[_sum(sender)].expand_as(clean[stream]) for sender in senders]
+        without = torch.cat([clean[stream] - (x if others is None else x - x[others]) for x in shares])
+        changed = model.run(inputs, do=interventions.patch(stream, without), record=reader, stop=reader)[reader]
+        logits = changed if reader.kind == "logits" else None
+        if logits is None:
+            logits = model.run(inputs, do=interventions.patch(reader, changed)).logits
+        yield from zip(senders, [reader] * len(senders), logits.split(len(tokens)), strict=True)
 
 
-def matters(model: Model, tokens: Int[Tensor, "prompt pos"], sender: Site, reader: Site, tolerance: float = 1e-3) -> bool:
-    """Whether ablating the edge changes any logit at the last position, by more than `tolerance`."""
+def used(
+    model: Model, tokens: Int[Tensor, "prompt pos"], some: Iterable[Edge], tolerance: float = 1e-3
+) -> frozenset[Edge]:
+    """Of these edges, those whose ablation, to zero or by resampling, changes a logit at the last position.
+
+    `tolerance` is a share of the largest logit.
+    """
     clean = model.run(tokens).logits
     assert clean is not None
-    return bool((ablate_edge(model, tokens, sender, reader) - clean)[:, -1].abs().max() > tolerance)
+    least = tolerance * float(clean[:, -1].abs().max())
+    found: set[Edge] = set()
+    for to in ("zero", "resample"):
+        left = [edge for edge in some if edge not in found]
+        for sender, reader, logits in ablate_edges(model, tokens, left, to=to):
+            if float((logits - clean)[:, -1].abs().max()) > least:
+                found.add((sender, reader))
+    return frozenset(found)
 
 
-def _refuse(some: Iterable[Edge], every: list[Edge]) -> Any:
+def _no_edge(some: list[Edge], every: list[Edge]) -> SiteError:
     sender, reader = next(edge for edge in some if edge not in every)
     known = [other for other, behind in every if behind == reader]
     said = f"it reads {', '.join(map(str, known))}" if known else "readers are q, k and v of a head, mlp_in and logits"
-    raise SiteError(f"no edge leads from {sender} to {reader}: {said}")
+    return SiteError(f"no edge leads from {sender} to {reader}: {said}")
 
 
 def _others(prompts: int, seed: int) -> Int[Tensor, "prompt"]:
@@ -97,39 +112,13 @@ def _others(prompts: int, seed: int) -> Int[Tensor, "prompt"]:
     return (torch.arange(prompts) + shift) % prompts
 
 
-def _share(model: Model, run: Run, sender: Site) -> Float[Tensor, "prompt pos d_model"]:
-    """What the sender adds to the residual stream."""
-    whole = run[sender.whole]
-    if sender.kind == "z":
-        return whole[:, :, sender.unit] @ model.weights.W_O[sender.layer, sender.unit]
-    return whole.expand(len(run[Site("resid_pre", 0)]), -1, -1)
+def _sum(sender: Site) -> Site:
+    """The site of what the sender adds to the stream."""
+    return Site("head_out", sender.layer, sender.unit) if sender.kind == "z" else sender
 
 
 def _stream(model: Model, reader: Site) -> Site:
+    """The site of the stream that the reader takes, in front of its norm."""
     if reader.kind == "logits":
         return Site("resid_post", model.n_layers - 1)
     return Site("resid_mid" if reader.kind == "mlp_in" else "resid_pre", reader.layer)
-
-
-def _read(
-    model: Model, tokens: Int[Tensor, "prompt pos"], reader: Site, stream: Float[Tensor, "prompt pos d_model"]
-) -> Float[Tensor, "prompt pos vocab"]:
-    """The logits when `reader`, and it alone, reads `stream`."""
-    layers, weights = model.anatomy.layers[""], model.weights
-    with torch.no_grad():
-        if reader.kind == "logits":
-            return _norm(model, model.anatomy.final_norm)(stream) @ weights.W_U + weights.b_U
-        layer, head = reader.layer, reader.unit
-        assert layer is not None
-        value = _norm(model, layers[layer].norm2 if reader.kind == "mlp_in" else layers[layer].norm1)(stream)
-        if reader.kind != "mlp_in":
-            table = {"q": (weights.W_Q, weights.b_Q), "k": (weights.W_K, weights.b_K), "v": (weights.W_V, weights.b_V)}
-            weight, bias = table[reader.kind]
-            value = value @ weight[layer, head] + bias[layer, head]
-        logits = model.run(tokens, do=interventions.patch(reader, value)).logits
-    assert logits is not None
-    return logits
-
-
-def _norm(model: Model, path: str | None) -> Any:
-    return model.hf.get_submodule(path) if path else torch.nn.Identity()

@@ -22,12 +22,16 @@ from patchclamp.organisms.compiled.language import (
     Constant,
     Expression,
     Indices,
+    Map,
     Share,
     Tokens,
 )
 from patchclamp.organisms.compiled.packing import code, overlap, packing
 from patchclamp.organisms.compiled.program import Program
 from patchclamp.sites import Site
+
+
+LARGEST = 16.0  # number in the stream
 
 
 @dataclass(frozen=True)
@@ -75,9 +79,7 @@ def lay_out(program: Program, *, rotate: bool, superpose: bool, seed: int) -> La
     start = 1  # coordinate 0 is BOS
     for expression in sites:
         dims = codes[expression].shape[1]
-        places[expression] = Place(
-            sites[expression], times[expression], slice(start, start + dims), codes[expression]
-        )
+        places[expression] = Place(sites[expression], times[expression], slice(start, start + dims), codes[expression])
         start += dims
     layers = max((site.layer for site in sites.values() if site.layer is not None), default=0) + 1
     heads = 1 + max((site.unit + 1 for site in sites.values() if site.unit is not None), default=0)
@@ -123,16 +125,28 @@ def _codes(
     unpacked: Mapping[Expression, str] = {}
     if superpose:
         groups, unpacked = packing(program)
-        for index, group in enumerate(groups):
+        for group in groups:
             values = list(dict.fromkeys(value for member in group for value in program.domain(member)))
-            vectors = code(len(values), seed + index)
+            vectors = code(len(values), seed)
             for member in (one for one in group if not isinstance(one, Constant)):
                 codes[member] = vectors[[values.index(value) for value in program.domain(member)]]
     for expression in program.variables.values():
         if expression not in codes:
             size = 1 if expression.numerical else len(program.domain(expression))
-            codes[expression] = torch.eye(size, dtype=torch.double)
+            codes[expression] = torch.eye(size, dtype=torch.double) * _scale(program, expression)
     return codes, unpacked
+
+
+def _scale(program: Program, expression: Expression) -> float:
+    """How long the direction of a number is: numbers that a map must tell apart are a quarter apart, if they fit."""
+    if not expression.numerical:
+        return 1.0
+    if not any(isinstance(other, Map) and other.source is expression for other in program.variables.values()):
+        return 1.0
+    numbers = program.domain(expression)
+    gap = min((high - low for low, high in zip(numbers, numbers[1:], strict=False)), default=1)
+    largest = max(1, *(abs(number) for number in numbers))
+    return max(1.0, min(0.25 / float(gap), LARGEST / float(largest)))
 
 
 def _head_size(program: Program, expression: Expression, codes: Mapping[Expression, Tensor]) -> int:

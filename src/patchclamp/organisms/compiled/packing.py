@@ -9,6 +9,7 @@ linear function of the value that only orthogonal vectors have in general.
 """
 
 from collections.abc import Mapping
+from functools import cache
 
 import torch
 from jaxtyping import Float
@@ -19,7 +20,7 @@ from patchclamp.organisms.compiled.program import Program
 
 WORST = 0.55  # the greatest cosine of two values of one variable
 _KISSING = (0, 2, 6, 12, 24, 40, 72, 126, 240)  # how many vectors with cosines up to a half there are, by dimensions
-_STEPS = 400
+_STEPS = 300
 
 
 def packing(program: Program) -> tuple[tuple[tuple[Expression, ...], ...], Mapping[Expression, str]]:
@@ -68,6 +69,7 @@ def is_equality(program: Program, selector: Selector) -> bool:
     return all(holds == (key == query) for (key, query), holds in program.table(selector).items())
 
 
+@cache
 def code(values: int, seed: int) -> Float[Tensor, "value d"]:
     """Unit vectors for `values` values, in the fewest dimensions in which descent finds no two closer than `WORST`."""
     if values == 1:

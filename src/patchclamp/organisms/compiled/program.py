@@ -1,11 +1,11 @@
 """A program: an expression with an alphabet and a length. Its interpreter is what a compiled network is held to.
 
-    program = Program("previous", aggregate(select(indices, indices, lambda k, q: k == q - 1), tokens, name="before"),
-                      tokens=("a", "b"), length=8)
-    program.evaluate(["a", "b", "b"])                          # (None, "a", "b"): the output at each token
-    trace = program.trace(["a", "b", "b"])                     # every variable at every position, BOS at 0
-    trace["before"][2]                                         # "a"
-    program.trace(["a", "b", "b"], do={"before": {3: "a"}})    # again, with a value put in by hand
+program = Program("previous", aggregate(select(indices, indices, lambda k, q: k == q - 1), tokens, name="before"),
+                  tokens=("a", "b"), length=8)
+program.evaluate(["a", "b", "b"])                          # (None, "a", "b"): the output at each token
+trace = program.trace(["a", "b", "b"])                     # every variable at every position, BOS at 0
+trace["before"][2]                                         # "a"
+program.trace(["a", "b", "b"], do={"before": {3: "a"}})    # again, with a value put in by hand
 """
 
 import random
@@ -121,7 +121,11 @@ class Program:
         """Whether the predicate holds, by (key, query)."""
         if id(selector) not in self._tables:
             where = f"select({self.names[selector.keys]}, {self.names[selector.queries]})"
-            for by, part in ((selector.keys, "keys"), (selector.queries, "queries"), *((by, "order") for by, _ in selector.order)):
+            for by, part in (
+                (selector.keys, "keys"),
+                (selector.queries, "queries"),
+                *((by, "order") for by, _ in selector.order),
+            ):
                 if by.numerical:
                     raise ProgramError(
                         f"{self.name}: the {part} of {where} are numerical ({self.names[by]}); map them to categories"
@@ -165,7 +169,9 @@ class Program:
         if not expression.number:
             return result
         if not isinstance(result, (int, float, Fraction)):
-            raise ProgramError(f"{self.name}: {self.names[expression]} is numerical, but gives {result!r} for {value!r}")
+            raise ProgramError(
+                f"{self.name}: {self.names[expression]} is numerical, but gives {result!r} for {value!r}"
+            )
         return Fraction(result)
 
     def _domain(self, expression: Expression) -> tuple[Any, ...]:
@@ -343,7 +349,9 @@ class Program:
                 return row, answer
         raise ProgramError(f"{self.name}: none of {_TRIES:,} inputs of {n} tokens has an answer at its last token")
 
-    def pair(self, rng: random.Random, n: int | None = None) -> tuple[tuple[Value, ...], tuple[Value, ...], Value, Value]:
+    def pair(
+        self, rng: random.Random, n: int | None = None
+    ) -> tuple[tuple[Value, ...], tuple[Value, ...], Value, Value]:
         """An input, another of the same length with another answer, and the two answers."""
         clean, answer = self.inputs(rng, n)
         for _ in range(_TRIES):

@@ -242,7 +242,9 @@ PROGRAMS = (
     Program("previous-token", _before(1), LETTERS, 12, shortest=2, summary="the token before"),
     Program("shifted-copy", _before(3), LETTERS, 12, shortest=4, summary="the token three positions back"),
     Program("induction", _induction(), LETTERS, 12, _twin(LETTERS), 3, "what followed this token the last time"),
-    Program("histogram", _own_count().map(str, name="shown"), tuple("abcd"), 10, summary="how often this token has been"),
+    Program(
+        "histogram", _own_count().map(str, name="shown"), tuple("abcd"), 10, summary="how often this token has been"
+    ),
     Program("seen-before", _seen(), LETTERS, 10, summary="whether this token has been before"),
     Program("first-occurrence", _first_seen(), LETTERS, 12, _twin(LETTERS), summary="where this token was first"),
     Program("last-repeated", _last_repeated(), LETTERS, 12, shortest=2, summary="the last token that was there before"),
@@ -250,11 +252,15 @@ PROGRAMS = (
     Program("most-frequent", _most_frequent(), tuple("abcd"), 10, summary="the token that has been most often"),
     Program("token-parity", _parity(), ("0", "1"), 12, summary="whether the number of ones is odd"),
     Program("sum-modulo", _sum_modulo(), tuple("0123"), 8, summary="the sum of the digits modulo 4"),
-    Program("majority", _majority(), ("a", "b"), 11, _even_share("a", "b"), summary="whether a or b has been more often"),
+    Program(
+        "majority", _majority(), ("a", "b"), 11, _even_share("a", "b"), summary="whether a or b has been more often"
+    ),
     Program("fraction", _fraction(), ("x", "y", "z"), 8, _even_share("x", "yz"), summary="the share of x so far"),
-    Program("bracket-depth", _depth(), ("(", ")"), 12, _brackets_draw, summary="how many brackets are open"),
-    Program("bracket-balance", _balance(), ("(", ")"), 12, _balance_draw, summary="whether all brackets are closed"),
-    Program("nth-token", _nth(), (*"12345678", *LETTERS), 9, _nth_draw, 2, "the letter that the digit in front counts to"),
+    Program("bracket-depth", _depth(), ("(", ")"), 10, _brackets_draw, summary="how many brackets are open"),
+    Program("bracket-balance", _balance(), ("(", ")"), 8, _balance_draw, summary="whether all brackets are closed"),
+    Program(
+        "nth-token", _nth(), (*"12345678", *LETTERS), 9, _nth_draw, 2, "the letter that the digit in front counts to"
+    ),
     Program(
         "reverse",
         _written_list(lambda end, place: 2 * end - 1 - place),
@@ -273,7 +279,9 @@ PROGRAMS = (
         2,
         "a list again, behind its separator",
     ),
-    Program("sort", _sort(), (*LETTERS, SEPARATOR), 14, _sort_draw, 2, "different letters in order, behind a separator"),
+    Program(
+        "sort", _sort(), (*LETTERS, SEPARATOR), 14, _sort_draw, 2, "different letters in order, behind a separator"
+    ),
     Program(
         "indirect-object",
         _indirect_object(),

@@ -1,4 +1,4 @@
-"""Writes the weights of a compiled program: `write(program, layout)` gives the network, its edges, and those of rest.
+"""Writes the weights of a compiled program: `write(program, layout)` gives the network and all its edges.
 
 Everything is written in coordinates first (see `layout`): a `Port` is what one reader takes from the residual stream,
 a matrix [coordinate, out] and a bias, and remembers which variables it reads. `Hull.head` and `Hull.mlp` then turn
@@ -20,7 +20,7 @@ from patchclamp.organisms.compiled.packing import is_equality
 from patchclamp.organisms.compiled.program import BOS, Program
 from patchclamp.sites import Site
 
-NATS = 32.0  # between the scores of a match, of rest and of no match: exp(-32) is lost beside 1 in single precision
+NATS = 52.0  # between the scores of a match, of rest and of no match: exp(-52) is lost beside 1, its square is 0
 MARGIN = 10.0  # by how many nats the output beats every other token
 EPS, GAIN = 1e8, 1e4  # of layer norms that are the identity: x / sqrt(var + 1e8) * 1e4
 
@@ -60,28 +60,24 @@ class Writer:
         port.weight[place.dims] += found
         port.senders.add(place.site)
 
-    def skip_bos(self, port: Port, source: Expression, table: Float[Tensor, "value out"]) -> bool:
-        """Let `port` have nothing of `source` at BOS; whether there was anything to take away."""
+    def skip_bos(self, port: Port, source: Expression, table: Float[Tensor, "value out"]) -> None:
+        """Let `port` have nothing of `source` at BOS."""
         value = self.at_bos[source]
-        if source.numerical:
-            port.weight[self.layout.bos] -= float(value) * table[0]
-            return value != 0
-        if value is None:
-            return False
-        port.weight[self.layout.bos] -= table[self.program.domain(source).index(value)]
-        return True
+        if not value and (source.numerical or value is None):
+            return
+        row = float(value) * table[0] if source.numerical else table[self.program.domain(source).index(value)]
+        port.weight[self.layout.bos] -= row
+        port.senders.add(Site("embed"))
 
 
-def write(program: Program, layout: Layout) -> tuple[GPT2LMHeadModel, Edges, Edges]:
-    """The network; the edges that its weights are; and those among the embedding's that serve only the place of rest,
-    which matter if attention ever rests.
-    """
+def write(program: Program, layout: Layout) -> tuple[GPT2LMHeadModel, Edges]:
+    """The network, and who reads whom: all pairs of a component and a reader that has a weight on what it writes."""
     start = program.trace(program.tokens[:1])  # what is at BOS depends on nothing behind it
     at_bos = {expression: start[name][0] for name, expression in program.variables.items()}
     at_bos |= {e: e.value for v in program.variables.values() for e in v.inputs if isinstance(e, Constant)}
     writer = Writer(program, layout, at_bos)
     mlps: dict[int, list[Neurons]] = defaultdict(list)
-    heads, edges, resting = [], set(), set()
+    heads, edges = [], set()
     for expression in program.variables.values():
         place = layout.places[expression]
         if isinstance(expression, Aggregate | Share):
@@ -98,13 +94,11 @@ def write(program: Program, layout: Layout) -> tuple[GPT2LMHeadModel, Edges, Edg
             for kind, port in zip("qkv", (head.q, head.k, head.v), strict=True):
                 reader = Site(kind, site.layer, site.unit)
                 edges |= {(sender, reader) for sender in port.senders}
-                if kind in head.rests:
-                    resting.add((Site("embed"), reader))
         for layer, some in mlps.items():
             _put_mlp(body.h[layer].mlp, layout, some)
             edges |= {(sender, Site("mlp_in", layer)) for one in some for sender in one.read.senders}
         edges |= _unembedding(hf, writer)
-    return hf, edges, resting
+    return hf, edges
 
 
 # ── heads ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -112,13 +106,12 @@ def write(program: Program, layout: Layout) -> tuple[GPT2LMHeadModel, Edges, Edg
 
 @dataclass
 class Head:
-    """Three ports, and what is written of the values; `rests` are the ports that know BOS only as a place of rest."""
+    """Three ports, and where in the coordinates the values are written."""
 
     q: Port
     k: Port
     v: Port
     out: Float[Tensor, "out coordinate"]
-    rests: set[str]
 
 
 def _head(writer: Writer, expression: Aggregate | Share) -> Head:
@@ -140,29 +133,30 @@ def _head(writer: Writer, expression: Aggregate | Share) -> Head:
         writer.skip_bos(k, source, table)
     share = isinstance(expression, Share)
     k.weight[layout.bos, size] += top if share else NATS * places + likeness * top
+    k.senders.add(Site("embed"))
     target = layout.places[expression]
     v = writer.port(target.code.shape[1])
-    rests = {"k"}
     if share:
-        v.weight[layout.bos] = 1.0
+        v.weight[layout.bos] = target.code[0]
         v.senders.add(Site("embed"))
-        k.senders.add(Site("embed"))
     else:
         writer.take(v, expression.values, target.code)
-        if writer.skip_bos(v, expression.values, target.code):
-            rests.add("v")
+        writer.skip_bos(v, expression.values, target.code)
     out = torch.zeros(v.weight.shape[1], layout.width, dtype=torch.double)
     out[:, target.dims] = torch.eye(len(out), dtype=torch.double)
-    return Head(q, k, v, out, rests)
+    return Head(q, k, v, out)
 
 
 def _comparison(writer: Writer, selector: Any) -> tuple[Tensor, Tensor, float]:
-    """For each key and each query a vector, whose dot product is 1 where the predicate holds, else at most the third.
-    """
+    """For each key and each query a vector, whose dot product is 1 where the predicate holds, else at most the third."""
     program, places = writer.program, writer.layout.places
     keys, queries = program.domain(selector.keys), program.domain(selector.queries)
     packed = next(
-        (places[side] for side in (selector.keys, selector.queries) if side in places and _is_packed(places[side].code)),
+        (
+            places[side]
+            for side in (selector.keys, selector.queries)
+            if side in places and _is_packed(places[side].code)
+        ),
         None,
     )
     if packed is not None and is_equality(program, selector):
@@ -263,24 +257,33 @@ def _pairs(writer: Writer, expression: Both) -> Neurons:
 
 
 def _steps(writer: Writer, expression: Map) -> Neurons:
-    """Where the result changes between two neighbouring numbers, two neurons make a step half as wide as the gap."""
+    """Where the result changes between two neighbouring numbers, two neurons make a step half as wide as the gap.
+
+    All steps are taken downwards or all upwards, whichever makes the neurons less active: rounding grows with that.
+    """
     program, source = writer.program, expression.source
     numbers = program.domain(source)
     results = _written(writer, expression, [program._apply(expression, x) for x in numbers])
-    knots, jumps = [], []
-    for low, high, before, after in zip(numbers, numbers[1:], results, results[1:], strict=False):
-        if bool((before != after).any()):
-            gap = float(high - low)
-            knots += [(2 / gap, float(low) + gap / 4), (2 / gap, float(high) - gap / 4)]
-            jumps += [after - before, before - after]
-    read = writer.port(len(knots))
-    if not isinstance(source, Constant):
-        for column, (slope, knot) in enumerate(knots):
-            read.weight[writer.layout.places[source].dims, column] = slope
-            read.bias[column] = -slope * knot
-        read.senders.add(writer.layout.places[source].site)
-    out = torch.stack(jumps) if jumps else torch.zeros(0, writer.layout.width, dtype=torch.double)
-    return Neurons(read, out, results[0])
+    if isinstance(source, Constant):
+        return Neurons(writer.port(0), torch.zeros(0, writer.layout.width, dtype=torch.double), results[0])
+    changes = [i for i in range(1, len(numbers)) if bool((results[i] != results[i - 1]).any())]
+    gaps = [float(numbers[i] - numbers[i - 1]) for i in changes]
+    down = sum(float(numbers[i] - numbers[0]) / gap for i, gap in zip(changes, gaps, strict=True)) < sum(
+        float(numbers[-1] - numbers[i]) / gap for i, gap in zip(changes, gaps, strict=True)
+    )
+    sign = -1.0 if down else 1.0
+    place = writer.layout.places[source]
+    read = writer.port(2 * len(changes))
+    read.senders.add(place.site)
+    out = torch.zeros(2 * len(changes), writer.layout.width, dtype=torch.double)
+    for step, (i, gap) in enumerate(zip(changes, gaps, strict=True)):
+        near, far = (numbers[i], numbers[i - 1]) if down else (numbers[i - 1], numbers[i])
+        for neuron, share, jump in ((2 * step, 0.25, 1.0), (2 * step + 1, 0.75, -1.0)):
+            knot = float(near) + share * float(far - near)
+            read.weight[place.dims, neuron] = sign * 2 / gap / place.code[0, 0]
+            read.bias[neuron] = -sign * 2 / gap * knot
+            out[neuron] = jump * sign * (results[i] - results[i - 1])
+    return Neurons(read, out, results[-1] if down else results[0])
 
 
 def _sum(writer: Writer, expression: Linear) -> Neurons:
@@ -292,7 +295,7 @@ def _sum(writer: Writer, expression: Linear) -> Neurons:
         writer.take(read, term, float(factor) * signs)
     read.bias += float(expression.constant) * signs[0]
     out = torch.zeros(2, writer.layout.width, dtype=torch.double)
-    out[:, place.dims] = signs.T
+    out[:, place.dims] = signs.T * place.code[0]
     return Neurons(read, out, torch.zeros(writer.layout.width, dtype=torch.double))
 
 
@@ -302,7 +305,7 @@ def _written(writer: Writer, expression: Expression, results: list[Any]) -> Floa
     out = torch.zeros(len(results), writer.layout.width, dtype=torch.double)
     for row, result in enumerate(results):
         if expression.numerical:
-            out[row, place.dims] = float(result)
+            out[row, place.dims] = float(result) * place.code[0]
         elif result is not None:
             out[row, place.dims] = place.code[domain.index(result)]
     return out
