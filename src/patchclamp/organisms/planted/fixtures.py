@@ -9,6 +9,7 @@ from patchclamp.organisms.planted.laws import Constant, Law, Uniform
 from patchclamp.organisms.planted.world import Planted, Teacher
 
 UNIFORM = Uniform(0.5, 1.5)
+NEAR_ONE = Uniform(0.8, 1.2)
 
 
 def power_law(features: int, active: float, power: float = 0.0) -> tuple[float, ...]:
@@ -69,14 +70,15 @@ def tree(
     active: float = 2.0,
     child_share: float = 0.8,
     child_cosine: float = 0.0,
-    coefficients: Law = UNIFORM,
+    coefficients: Law = NEAR_ONE,
     noise: float = 0.0,
     seed: int = 0,
 ) -> Planted:
     """Parents with exclusive children, in orthogonal directions: what absorption and splitting are measured on.
 
     A child implies its parent, and at most one child of a parent fires: `child_share` of the parent's firings have one.
-    `active` features fire on average. With a high `child_cosine`, children are variants of the parent's direction.
+    `active` features fire on average, with coefficients near 1, so that a dictionary saves a latent by absorbing a
+    parent into its children. With a high `child_cosine`, children are variants of the parent's direction.
     Features 0 to parents - 1 are labelled "parent", then each parent's children, "child".
     """
     if not 0 <= child_share <= 1:
