@@ -12,8 +12,8 @@ from torch import Tensor
 from patchclamp.patching.restart import Restart
 from patchclamp.sites import Site
 
-_CALL = 2e8
-"""What a forward pass costs in Python calls, in multiply-adds (some 3 ms of one thread)."""
+_CALL = 4e8
+"""What a forward pass costs in Python calls, in multiply-adds (some 6 ms of one thread)."""
 
 
 @dataclass(frozen=True)

@@ -97,7 +97,7 @@ class Restart:
                     stack.enter_context(self._noting_attention(site.layer or 0))
             stack.enter_context(self._last_block_at(columns, [site for site in sites if site.layer == last]))
             stack.enter_context(session)
-            output = model.hf(input_ids=ids, **self._mask_argument(2), **self._use_cache(True))
+            output = model.hf(input_ids=ids, **self._mask_argument(self.mask.repeat(2, 1)), **self._use_cache(True))
         recording = session.recording()
         self.before: dict[Site, Tensor] = {site: recording[site][:n] for site in recording}
         self.source: dict[Site, Tensor] = {site: recording[site][n:] for site in recording}
@@ -160,7 +160,7 @@ class Restart:
         last = len(self.layers) - 1
         inside = [] if site is None or site.layer != last else [site]  # what must not be cut to the answers
         arguments: dict[str, Any] = {"input_ids": self.ids[:, start : self.end].repeat_interleave(copies, 0)}
-        arguments |= self._mask_argument(copies) | self._use_cache(start > 0)
+        arguments |= self._mask_argument(self.mask.repeat_interleave(copies, 0)) | self._use_cache(start > 0)
         if start > 0:
             arguments["past_key_values"] = self._past(start, copies, layer)
         with torch.no_grad(), ExitStack() as stack:
@@ -190,11 +190,11 @@ class Restart:
     def _copied(self, site: Site, copies: int, start: int) -> Tensor:
         return self.before[site][:, start : self.end].repeat_interleave(copies, 0)
 
-    def _mask_argument(self, copies: int) -> dict[str, Tensor]:
+    def _mask_argument(self, mask: Bool[Tensor, "row pos"]) -> dict[str, Tensor]:
         """Right padding needs no mask in a causal model: no real token looks at what comes after it."""
-        if self.causal or bool(self.mask.all()):
+        if self.causal or bool(mask.all()):
             return {}
-        return {"attention_mask": self.mask.long().repeat_interleave(copies, 0)}
+        return {"attention_mask": mask.long()}
 
     def _use_cache(self, use: bool) -> dict[str, bool]:
         return {"use_cache": use and self.causal} if "use_cache" in self.model._parameters else {}
