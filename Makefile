@@ -71,6 +71,8 @@ bench:
 	PYTHON=$(PYTHON) bench/setup.sh
 	@status=0; for name in sweep record import_time; do \
 	  echo "── $$name"; bench/.venv-peers/bin/python bench/$$name.py --json bench/results/$$name.json || status=1; \
+	done; for name in dictionary_step formats; do \
+	  echo "── $$name"; bench/.venv-dictionaries/bin/python bench/$$name.py --json bench/results/$$name.json || status=1; \
 	done; exit $$status
 
 docs: .venv/.docs
@@ -78,4 +80,4 @@ docs: .venv/.docs
 	@echo "The documentation: $(abspath docs/_build)/index.html"
 
 clean:
-	rm -rf .venv bench/.venv-peers docs/_build $(REPORT) .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf .venv bench/.venv-peers bench/.venv-dictionaries docs/_build $(REPORT) .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -7,7 +7,8 @@ dictionary.save("my-dictionary"); pc.dictionaries.load("my-dictionary")
 
 from patchclamp.dictionaries.codes import Codes as Codes
 from patchclamp.dictionaries.dictionary import Dictionary as Dictionary
-from patchclamp.dictionaries.dictionary import load as load
+from patchclamp.dictionaries.formats import FORMATS as FORMATS
+from patchclamp.dictionaries.formats import load as load
 from patchclamp.dictionaries.parts import AbsoluteTopK as AbsoluteTopK
 from patchclamp.dictionaries.parts import BatchTopK as BatchTopK
 from patchclamp.dictionaries.parts import Gated as Gated

@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from huggingface_hub import PyTorchModelHubMixin
 from jaxtyping import Float
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from patchclamp.dictionaries import parts
@@ -189,61 +188,31 @@ class Dictionary(
         }
 
     def save(self, folder: str | Path, format: str = "patchclamp") -> Path:
-        """Write a folder: `config.json` and `model.safetensors` (Hugging Face's layout; `push_to_hub` works).
+        """Write a folder, in our own format or another library's (`pc.dictionaries.FORMATS`).
 
-        ValueError where there is no such format.
+        ValueError where that format has no such dictionary.
         """
-        if format != "patchclamp":
-            raise ValueError(f"format={format!r}: so far there is 'patchclamp'")
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        self._save_pretrained(folder)
-        return folder
+        from patchclamp.dictionaries import formats
+
+        return formats.save(self, folder, format)
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        save_file({name: tensor.contiguous() for name, tensor in self.state_dict().items()}, save_directory / WEIGHTS)
-        (save_directory / CONFIG).write_text(json.dumps(self.config(), indent=1) + "\n")
+        self.save(save_directory)
 
     @classmethod
     def _from_pretrained(cls, *, model_id: str, map_location: str = "cpu", **others: Any) -> "Dictionary":
+        from patchclamp.dictionaries import formats
+
         folder = Path(model_id)
         if not folder.is_dir():
             from huggingface_hub import snapshot_download
 
             folder = Path(snapshot_download(model_id, revision=others.get("revision")))
-        return load(folder).to(map_location)
+        return formats.load(folder).to(map_location)
 
     def extra_repr(self) -> str:
         how = f"{self.select}, k={self.k}" if self.k else self.select
         return f"{self.shape_in} -> {self.width} latents ({how}) -> {self.shape_out}"
-
-
-WEIGHTS, CONFIG = "model.safetensors", "config.json"
-
-
-def load(folder: str | Path) -> Dictionary:
-    """The dictionary that `Dictionary.save` wrote. FileNotFoundError where it is not one, naming the missing file."""
-    folder = Path(folder)
-    for name in (CONFIG, WEIGHTS):
-        if not (folder / name).is_file():
-            raise FileNotFoundError(f"{folder} is no dictionary of patchclamp: it has no {name}")
-    config = json.loads((folder / CONFIG).read_text())
-    tensors = load_file(folder / WEIGHTS)
-    return Dictionary(
-        tensors["W_enc"],
-        tensors["b_enc"],
-        tensors["W_dec"],
-        tensors["b_dec"],
-        b_in=tensors["b_in"],
-        threshold=tensors["threshold"],
-        W_skip=tensors.get("W_skip"),
-        select=config["select"],
-        k=config["k"],
-        shape_in=tuple(config["shape_in"]),
-        shape_out=tuple(config["shape_out"]),
-        part=config["part"],
-        metadata=config["metadata"],
-    )
 
 
 def _described(part: Any) -> dict[str, Any]:
