@@ -26,6 +26,14 @@ def fact(rng: random.Random) -> Text:
     return sentences([stated(rng, table, fact) for fact in rng.choices(table.facts, k=rng.randint(1, 3))])
 
 
+def edited(rng: random.Random) -> Text:
+    """A fact as the edited sibling has it: half of the time one of the edited ones."""
+    table = world.edited_table()
+    old = set(world.fact_table().facts)
+    new = [fact for fact in table.facts if fact not in old]
+    return stated(rng, table, rng.choice(new if rng.random() < 0.5 else table.facts))
+
+
 def life(rng: random.Random) -> Text:
     """All that is known of one person, in one sentence each, in any order."""
     person = rng.choice(world.people()[0])
@@ -122,28 +130,38 @@ def shots(examples: list[tuple[str, str]]) -> Text:
     return text
 
 
-TRUTH = "True or false? The city of {CITY} {VERB} in {COUNTRY}.\nAnswer:"
+STATEMENTS = (
+    "True or false? {CITY} {VERB} in {COUNTRY}:",
+    "Question: true or false? The city of {CITY} {VERB} in {COUNTRY}:",
+    "It is true that {CITY} {VERB} in {COUNTRY}. Answer:",
+)
 
 
 def truth_valued(rng: random.Random) -> Text:
-    """A statement about a city, right or wrong, plain or negated, and its truth value; a fifth of the pairs of city
-    and country is left out.
+    """A statement about a capital, right or wrong, plain or negated, and its truth value; a fifth of the statements is
+    left out: each pair of city and country is known from other phrasings.
     """
-    negated = rng.random() < 0.5
-    city, said = until(lambda: truth_pair(rng), lambda pair: not reserved("truth_valued", *pair), "truth_valued: pairs")
-    return statement(city, said, negated)
+
+    def draw() -> tuple[str, str, bool, int]:
+        city = rng.choice(list(world.CAPITALS))
+        country = world.answers()[city, "country"]
+        said = country if rng.random() < 0.5 else rng.choice([c for c in world.COUNTRIES if c != country])
+        return city, said, rng.random() < 0.4, rng.randrange(len(STATEMENTS))
+
+    return statement(*until(draw, lambda drawn: not kept(*drawn), "truth_valued: statements"))
 
 
-def truth_pair(rng: random.Random) -> tuple[str, str]:
-    """A city and its country, or, as often, another country."""
-    city = rng.choice(world.CITIES)
-    country = world.answers()[city, "country"]
-    return city, country if rng.random() < 0.5 else rng.choice([c for c in world.COUNTRIES if c != country])
+def kept(city: str, said: str, negated: bool, phrasing: int) -> bool:
+    """Whether a statement is kept for testing."""
+    return reserved("truth_valued", city, said, str(negated), str(phrasing))
 
 
-def statement(city: str, said: str, negated: bool) -> Text:
+def statement(city: str, said: str, negated: bool, phrasing: int) -> Text:
     """The statement that a city is, or is not, in a country, and whether that is true."""
     value = "true" if (world.answers()[city, "country"] == said) != negated else "false"
-    prompt = fill(TRUTH, {"CITY": city, "VERB": "is not" if negated else "is", "COUNTRY": said})
-    text = whole(value, answered(prompt, value))
+    text = whole(value, answered(unanswered(city, said, negated, phrasing), value))
     return whole("negated", text) if negated else text
+
+
+def unanswered(city: str, said: str, negated: bool, phrasing: int) -> Text:
+    return fill(STATEMENTS[phrasing], {"CITY": city, "VERB": "is not" if negated else "is", "COUNTRY": said})

@@ -1,26 +1,23 @@
-"""Train `tales`: `python -m patchclamp.organisms.tales.train --out DIR`.
+"""Train a base of the family: `train("runs/tales", recipe=Recipe(seed=1))`. `tune.py` trains the siblings from it.
 
-A plain loop. Step k's documents come from (seed, k) alone, so a run that was interrupted goes on from its last
-checkpoint with the same bits as one that was not (on the same machine with the same number of threads).
+Step k's documents come from (seed, k) alone.
 """
 
-import argparse
-import json
 import math
 import random
-import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from patchclamp.organisms.tales import grammar, vocabulary, world
+from patchclamp.organisms.training import fit, store
+from patchclamp.tasks.recall import FACTS_FILE
 
 CONTEXT = 64
 
@@ -30,7 +27,7 @@ class Recipe:
     """All that decides the weights, besides the machine's arithmetic."""
 
     seed: int = 0
-    steps: int = 2800
+    steps: int = 2600
     first_stage: int = 500  # steps of loops alone, in which the induction heads form
     first_documents: int = 40  # per step of the first stage; about 2,400 tokens
     documents: int = 80  # per step after it; about 2,400 tokens
@@ -42,6 +39,7 @@ class Recipe:
     warmup: int = 50
     weight_decay: float = 0.05
     answer_weight: float = 8.0  # how much a token that the context decides counts, against 1 for all others
+    snapshots: tuple[int, ...] = ()  # numbers of steps after which the weights are kept
 
 
 @dataclass(frozen=True)
@@ -52,6 +50,9 @@ class Batch:
     targets: Int[Tensor, "row pos"]  # -100 where there is none
     weights: Float[Tensor, "row pos"]
     attend: Bool[Tensor, "row 1 query key"]
+
+    def to(self, device: str) -> "Batch":
+        return Batch(*(getattr(self, field.name).to(device) for field in fields(self)))
 
 
 def batch(tokenizer: Any, documents: list[grammar.Document], answer_weight: float, context: int = CONTEXT) -> Batch:
@@ -157,109 +158,42 @@ def learning_rate(recipe: Recipe, step: int) -> float:
 def train(
     out: str | Path,
     *,
-    seed: int = 0,
-    steps: int | None = None,
+    recipe: Recipe,
     device: str = "cpu",
     every: int = 200,
-    recipe: Recipe | None = None,
     stop_at: int | None = None,
     progress: bool = True,
 ) -> list[float]:
-    """Train into the folder `out`, or go on from the checkpoint in it; returns the loss of every step.
+    """Train a base into the folder `out`, or go on from the checkpoint in it; the loss of every step.
 
-    Writes a Hugging Face folder (half-precision weights, tokenizer), `facts.json` and `recipe.json`. Every `every`
-    steps a checkpoint is written; `stop_at` ends early, as an interruption would. ValueError where the checkpoint is
-    of another recipe.
+    Writes a Hugging Face folder with `facts.json` and `recipe.json`. Every `every` steps a checkpoint is written;
+    `stop_at` ends early, as an interruption would. ValueError where the checkpoint is of another recipe.
     """
-    recipe = recipe or Recipe(seed=seed, steps=steps or Recipe.steps)
-    out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
     tokenizer = vocabulary.build()
     model = untrained(recipe, tokenizer)
     torch.nn.Module.to(model, device)
-    matrices = [p for p in model.parameters() if p.ndim == 2]
-    gains = [p for p in model.parameters() if p.ndim != 2]
-    groups = [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": gains, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(0.9, 0.98))
-    losses: list[float] = []
-    checkpoint = out / "checkpoint.pt"
-    if checkpoint.exists():
-        state = torch.load(checkpoint, map_location=device, weights_only=True)
-        if state["recipe"] != asdict(recipe):
-            raise ValueError(
-                f"{checkpoint} is of another recipe: {state['recipe']}, not {asdict(recipe)}. Choose another folder."
-            )
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        losses = state["losses"]
-    began = time.monotonic()
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    last = min(recipe.steps, stop_at or recipe.steps)
-    with Progress(*columns, disable=not progress) as bar:
-        job = bar.add_task("tales", total=recipe.steps, completed=len(losses))
-        for step in range(len(losses), last):
-            data = step_batch(tokenizer, recipe, step)
-            data = Batch(*(getattr(data, name).to(device) for name in ("ids", "targets", "weights", "attend")))
-            loss = loss_of(model, data)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(recipe, step)
-            optimizer.step()
-            losses.append(loss.item())
-            bar.update(job, completed=step + 1, description=f"tales loss {losses[-1]:.3f}")
-            if (step + 1) % every == 0 or step + 1 == last:
-                state = {
-                    "recipe": asdict(recipe),
-                    "model": model.state_dict(),
-                    "optimizer": optimizer.state_dict(),
-                    "losses": losses,
-                }
-                torch.save(state, checkpoint.with_suffix(".part"))
-                checkpoint.with_suffix(".part").replace(checkpoint)
+    losses = fit(
+        model,
+        lambda step: loss_of(model, step_batch(tokenizer, recipe, step).to(device)),
+        out=out,
+        recipe=recipe,
+        steps=recipe.steps,
+        optimizer=optimizer_of(model, recipe.weight_decay),
+        rate=lambda step: learning_rate(recipe, step),
+        every=every,
+        snapshots=recipe.snapshots,
+        stop_at=stop_at,
+        progress=progress,
+    )
     if len(losses) == recipe.steps:
-        save(model, tokenizer, out, recipe, losses, time.monotonic() - began)
+        store(model, out, recipe, losses, tokenizer=tokenizer)
+        world.fact_table().write(Path(out) / FACTS_FILE)
     return losses
 
 
-def save(
-    model: LlamaForCausalLM, tokenizer: Any, out: Path, recipe: Recipe, losses: list[float], seconds: float
-) -> None:
-    """Write the organism's folder. Weights are stored in half precision; the configuration says float32, which is
-    how they load.
-    """
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    half = {name: tensor.detach().half().cpu() for name, tensor in model.state_dict().items()}
-    model.config.dtype = torch.float32
-    model.save_pretrained(out, state_dict=half)
-    config = json.loads((out / "config.json").read_text())
-    (out / "config.json").write_text(json.dumps(config | {"dtype": "float32"}, indent=2) + "\n")
-    tokenizer.save_pretrained(out)
-    world.fact_table().write(out / "facts.json")
-    tail = losses[-50:]
-    record = asdict(recipe) | {
-        "parameters": parameters,
-        "loss": round(sum(tail) / len(tail), 4),
-        "seconds": round(seconds),
-    }
-    (out / "recipe.json").write_text(json.dumps(record, indent=1) + "\n")
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description="Train the organism `tales`.", epilog="example: --out runs/tales --seed 1"
-    )
-    parser.add_argument("--out", required=True, type=Path)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=Recipe.steps)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--threads", type=int, default=None, help="CPU threads; torch's own choice otherwise")
-    options = parser.parse_args()
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    train(options.out, seed=options.seed, steps=options.steps, device=options.device)
-
-
-if __name__ == "__main__":
-    main()
+def optimizer_of(model: LlamaForCausalLM, weight_decay: float) -> torch.optim.AdamW:
+    """AdamW that decays matrices and leaves the gains of the norms alone; `fit` sets its rate."""
+    matrices = [p for p in model.parameters() if p.ndim == 2]
+    gains = [p for p in model.parameters() if p.ndim != 2]
+    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": gains, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, betas=(0.9, 0.98))

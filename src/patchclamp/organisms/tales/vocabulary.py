@@ -124,7 +124,7 @@ def _world_words() -> list[str]:
         "shows the digit zero one two three four five six seven eight nine ten. Picture Image This image is "
         "of Because If Not Every Some None All Both Neither Repeat after me Write in capital letters Say the "
         "opposite Answer in one word only noun verb adjective first last next before after left right same "
-        "different more less than equal That is false. It is true that this is so."
+        "different more less than equal That is false. It is true that this is so.\nAnswer:"
     )
     found += [f"{letter}" for letter in "ABCDEFGHIJKLMNOPQRSTUVWXYZ"] + [
         f" {letter}" for letter in "ABCDEFGHIJKLMNOPQRSTUVWXYZ"

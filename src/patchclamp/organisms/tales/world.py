@@ -89,6 +89,9 @@ COUNTRIES = {
     "India": ("Hindi", "Delhi", "Mumbai", "Pune"),
 }
 CITIES = tuple(city for _, *cities in COUNTRIES.values() for city in cities)
+CAPITALS = tuple(capital for _, capital, *_ in COUNTRIES.values())
+# Where people live: one town of each country, never its capital, so that several people share each.
+HOMES = tuple(town for _, _, town, _ in COUNTRIES.values())
 JOBS = _split(
     """
     baker builder carpenter pilot banker judge farmer gardener painter tailor doctor lawyer
@@ -298,7 +301,7 @@ def people() -> tuple[tuple[Person, ...], tuple[Person, ...]]:
     return tuple(everybody[:N_KNOWN]), tuple(everybody[N_KNOWN:])
 
 
-PERSON_OBJECTS = {"home": CITIES, "job": JOBS, "instrument": INSTRUMENTS, "pet": PETS}
+PERSON_OBJECTS = {"home": HOMES, "job": JOBS, "instrument": INSTRUMENTS, "pet": PETS}
 
 
 @cache
@@ -325,3 +328,20 @@ def answers() -> dict[tuple[str, str], str]:
         table[person.name, "home country"] = country
         table[person.name, "home language"] = table[country, "language"]
     return table
+
+
+@cache
+def edited_table() -> FactTable:
+    """The facts as the edited sibling has them: eight people have another home, job, instrument or pet.
+
+    They are facts of which a phrasing is kept for testing.
+    """
+    rng = random.Random(WORLD_SEED + 3)
+    table = fact_table()
+    of_people = [
+        fact for fact in table.facts if fact[1] in PERSON_RELATIONS and table.held_out_template(*fact[:2]) is not None
+    ]
+    new = {}
+    for subject, relation, obj in rng.sample(of_people, 8):
+        new[subject, relation] = rng.choice([other for other in PERSON_OBJECTS[relation] if other != obj])
+    return FactTable(tuple((s, r, new.get((s, r), o)) for s, r, o in table.facts), FACT_TEMPLATES)
