@@ -39,7 +39,9 @@ def test_without_positions_the_order_of_what_came_before_does_not_matter():
 def test_attention_only_has_an_mlp_that_adds_nothing_and_is_not_trained():
     model = transformer(**SIZES, hidden=0)
     assert pc.wrap(model).run(TOKENS, record="mlp_out.*")["mlp_out.1"].abs().max() == 0
-    trained = {id(x) for group in adamw(model, learning_rate=1e-3, weight_decay=1.0).param_groups for x in group["params"]}
+    trained = {
+        id(x) for group in adamw(model, learning_rate=1e-3, weight_decay=1.0).param_groups for x in group["params"]
+    }
     assert not any(id(parameter) in trained for name, parameter in model.named_parameters() if "mlp" in name)
 
 

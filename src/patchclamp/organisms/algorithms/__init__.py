@@ -1,5 +1,30 @@
-"""Being written."""
+"""Networks trained on algorithms whose answer is known: `pc.load("organism:modular-addition")` and its neighbours.
+
+One file for each algorithm, with its data, its recipe and what is known of it; `transformer` builds the transformers,
+`fourier` and `finite_groups` have the mathematics. The organisms and their figures are in docs/algorithms.md.
+"""
 
 from patchclamp.organisms.entry import Organism
 
-ORGANISMS: tuple[Organism, ...] = ()
+_HERE = "patchclamp.organisms.algorithms"
+_GROUPS = {"s4": "S4", "a4": "A4", "a5": "A5", "c30": "the cyclic group of 30", "d12": "the dihedral group of 24"}
+_SEEDS = {"s4": 3, "a4": 2, "a5": 2, "c30": 2, "d12": 2}
+
+
+def _group(name: str, seed: int) -> Organism:
+    return Organism(
+        name=f"groups:{name}" + (f"-{seed}" if seed else ""),
+        summary=f"an MLP that composes elements of {_GROUPS[name]}, seed {seed}",
+        known="the group's table and characters; which irreps explain its logits; its split",
+        module=f"{_HERE}.groups",
+    )
+
+
+ORGANISMS: tuple[Organism, ...] = (
+    Organism(
+        name="modular-addition",
+        summary="a transformer of one layer that adds modulo 113, with its training through grokking",
+        known="its key frequencies, as directions; its split",
+        module=f"{_HERE}.modular_addition",
+    ),
+)

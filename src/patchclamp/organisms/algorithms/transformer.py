@@ -85,6 +85,15 @@ def warm_cosine(step: int, steps: int, peak: float, warmup: int) -> float:
     return peak * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * along)))
 
 
+def evenly(steps: int, count: int) -> tuple[int, ...]:
+    """0 and `count` more numbers of steps, equally far apart, the last of them `steps`; none where `count` is 0.
+
+    >>> evenly(1000, 4)
+    (0, 250, 500, 750, 1000)
+    """
+    return tuple(round(steps * index / count) for index in range(count + 1)) if count else ()
+
+
 def weight_norm(model: nn.Module) -> float:
     """The Euclidean norm of all weights that are trained."""
     return math.sqrt(sum(float(x.detach().square().sum()) for x in model.parameters() if x.requires_grad))
