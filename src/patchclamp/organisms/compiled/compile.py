@@ -2,7 +2,7 @@
 
     model = pc.organisms.compile(program)                       # compression="rotate" or "superpose"
     model.run([program.ids(["a", "b", "a"])]).logits[0, -1].argmax()
-    model.truth.edges, model.truth.alignment                    # which component reads which; which holds which variable
+    model.truth.edges, model.truth.alignment                    # who reads whom; which component holds which variable
     model.task(64, seed=0)                                      # clean and corrupted inputs, for pc.patching
 
 Each variable has one home: `tokens` the embedding, `indices` the position embedding, an aggregate or a share one head,
@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 from transformers import GPT2LMHeadModel
 
@@ -29,14 +29,13 @@ from patchclamp.organisms.compiled.layout import Layout, lay_out
 from patchclamp.organisms.compiled.program import Program
 from patchclamp.organisms.compiled.weights import MARGIN as MARGIN
 from patchclamp.organisms.compiled.weights import NATS as NATS
-from patchclamp.organisms.compiled.weights import write
+from patchclamp.organisms.compiled.weights import Edges, write
 from patchclamp.organisms.truth import Truth
-from patchclamp.sites import Site
 from patchclamp.tasks.task import Task
 
 Compression = Literal["rotate", "superpose"]
-SUFFIX = {None: "", "rotate": "+rotated", "superpose": "+superposed"}
-_WITNESSES = 256  # inputs on at least one of which an edge of the circuit must matter
+SUFFIX: dict[Compression | None, str] = {None: "", "rotate": "+rotated", "superpose": "+superposed"}
+_WITNESSES = 128  # inputs on at least one of which an edge of the circuit must matter
 
 
 @dataclass(frozen=True)
@@ -138,8 +137,8 @@ def _sampler(program: Program):
     return sample
 
 
-def _truth(program: Program, layout: Layout, suffix: str, edges: set[tuple[Site, Site]]) -> CompiledTruth:
-    features: dict[str, Float[Tensor, "d_model"]] = {}
+def _truth(program: Program, layout: Layout, suffix: str, edges: Edges) -> CompiledTruth:
+    features: dict[str, Tensor] = {}
     packed: dict[str, tuple[int, int]] = {}
     for name, expression in program.variables.items():
         place = layout.places[expression]

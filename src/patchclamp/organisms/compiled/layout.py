@@ -12,6 +12,7 @@ zero. Rotated, coordinates are random orthonormal directions that sum to zero.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from jaxtyping import Float
@@ -30,8 +31,7 @@ from patchclamp.organisms.compiled.packing import code, overlap, packing
 from patchclamp.organisms.compiled.program import Program
 from patchclamp.sites import Site
 
-
-LARGEST = 16.0  # number in the stream
+LARGEST = 16.0  # what a number may be at most in the stream
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Layout:
-    """All places, and the maps between coordinates and the residual stream; `bos` is the coordinate that is 1 at BOS."""
+    """All places, and the maps between coordinates and the stream; `bos` is the coordinate that is 1 at BOS."""
 
     places: Mapping[Expression, Place]
     homes: Mapping[str, Site]
@@ -144,7 +144,7 @@ def _scale(program: Program, expression: Expression) -> float:
     if not any(isinstance(other, Map) and other.source is expression for other in program.variables.values()):
         return 1.0
     numbers = program.domain(expression)
-    gap = min((high - low for low, high in zip(numbers, numbers[1:], strict=False)), default=1)
+    gap = min((high - low for low, high in pairwise(numbers)), default=1)
     largest = max(1, *(abs(number) for number in numbers))
     return max(1.0, min(0.25 / float(gap), LARGEST / float(largest)))
 

@@ -204,7 +204,8 @@ class Program:
                 raise TypeError(f"{expression!r} is no expression of the language")
         if expression.numerical:
             return tuple(sorted(set(values)))
-        return tuple(dict.fromkeys(value for value in values if value is not None))
+        found = dict.fromkeys(value for value in values if value is not None)
+        return tuple(sorted(found) if all(isinstance(value, int) for value in found) else found)
 
     def _means(self, expression: Expression, source: Expression) -> set[Fraction]:
         own, sums, means = set(self.domain(source)), {Fraction(0)}, {Fraction(0)}

@@ -10,7 +10,6 @@ import difflib
 import operator
 import random
 from collections.abc import Callable, Sequence
-from fractions import Fraction
 
 from patchclamp.organisms.compiled.language import (
     Expression,
@@ -119,15 +118,15 @@ def _balance() -> Expression:
     depth = both(_count("("), _count(")"), operator.sub, name="depth")
     below = depth.map(lambda d: d < 0, name="below")
     failures = selector_width(select(below, constant(True)), name="failures")
-    verdict = both(depth, failures, lambda d, f: "balanced" if d == 0 and f == 0 else "not", name="verdict")
-    return verdict
+    return both(depth, failures, lambda d, f: "balanced" if d == 0 and f == 0 else "not", name="verdict")
 
 
 def _balance_draw(rng: random.Random, n: int) -> list[Value]:
     """Half of them balanced, a quarter with a bracket turned round, a quarter random."""
     if n % 2 or rng.random() < 0.25:
         return rng.choices("()", k=n)
-    row, depth = [], 0
+    row: list[Value] = []
+    depth = 0
     for left in range(n, 0, -1):
         row.append("(" if depth == 0 or (depth < left and rng.random() < 0.5) else ")")
         depth += 1 if row[-1] == "(" else -1
@@ -189,7 +188,7 @@ def _indirect_object_draw(rng: random.Random, n: int) -> list[Value]:
     subject, other = rng.sample(NAMES, 2)
     names = [*rng.sample([subject, other], 2), subject]
     places = sorted(rng.sample(range(n - 1), 3))
-    row = rng.choices(("and", "went", "gave"), k=n - 1)
+    row: list[Value] = rng.choices(("and", "went", "gave"), k=n - 1)
     for place, name in zip(places, names, strict=True):
         row[place] = name
     return [*row, "to"]
@@ -245,7 +244,7 @@ PROGRAMS = (
     Program(
         "histogram", _own_count().map(str, name="shown"), tuple("abcd"), 10, summary="how often this token has been"
     ),
-    Program("seen-before", _seen(), LETTERS, 10, summary="whether this token has been before"),
+    Program("seen-before", _seen(), tuple("abcdefghijkl"), 10, summary="whether this token has been before"),
     Program("first-occurrence", _first_seen(), LETTERS, 12, _twin(LETTERS), summary="where this token was first"),
     Program("last-repeated", _last_repeated(), LETTERS, 12, shortest=2, summary="the last token that was there before"),
     Program("distinct-tokens", _distinct(), LETTERS, 10, summary="how many different tokens there have been"),

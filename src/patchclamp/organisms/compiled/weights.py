@@ -120,7 +120,7 @@ def _head(writer: Writer, expression: Aggregate | Share) -> Head:
     What a key is worth beyond its match (its place in the selector's order) and the rest at BOS share one dimension,
     in which every query is 1.
     """
-    program, layout, selector = writer.program, writer.layout, expression.selector
+    layout, selector = writer.layout, expression.selector
     key_table, query_table, likeness = _comparison(writer, selector)
     ranks, places = _ranks(writer, selector)
     top = NATS * (places + 1) / (1 - likeness)
@@ -148,7 +148,7 @@ def _head(writer: Writer, expression: Aggregate | Share) -> Head:
 
 
 def _comparison(writer: Writer, selector: Any) -> tuple[Tensor, Tensor, float]:
-    """For each key and each query a vector, whose dot product is 1 where the predicate holds, else at most the third."""
+    """A vector for each key and each query: their dot product is 1 for a match, and otherwise at most the third."""
     program, places = writer.program, writer.layout.places
     keys, queries = program.domain(selector.keys), program.domain(selector.queries)
     packed = next(
@@ -319,7 +319,7 @@ def _put_mlp(mlp: Any, layout: Layout, some: list[Neurons]) -> None:
         mlp.c_fc.bias[columns] = neurons.read.bias.float()
         mlp.c_proj.weight[columns] = (neurons.out @ layout.write).float()
         start += len(neurons)
-    mlp.c_proj.bias.copy_((sum(neurons.always for neurons in some) @ layout.write).float())
+    mlp.c_proj.bias.copy_((torch.stack([neurons.always for neurons in some]).sum(0) @ layout.write).float())
 
 
 # ── both ends ─────────────────────────────────────────────────────────────────────────────────────────────────────

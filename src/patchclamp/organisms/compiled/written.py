@@ -9,8 +9,8 @@ from patchclamp.organisms.compiled.programs import program
 
 def build(name: str) -> CompiledModel:
     """The network called `name`: "compiled:" and a program, and behind it "+rotated" or "+superposed"."""
-    plain, _, suffix = name.removeprefix("compiled:").partition("+")
-    compression = next((kind for kind, known in SUFFIX.items() if known.removeprefix("+") == suffix), suffix)
+    plain, plus, suffix = name.removeprefix("compiled:").partition("+")
+    compression = next(kind for kind, known in SUFFIX.items() if known == plus + suffix)
     return compile(program(plain), compression=compression)
 
 
