@@ -23,6 +23,7 @@ from jaxtyping import Float, Int
 from networks import save_gpt2
 from protocol import Claim, Timings, report, take_turns
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import GPT2LMHeadModel
 
 TOLERANCE = 1e-4
@@ -132,10 +133,14 @@ def naive(folder: Path, prompts: Prompts) -> dict[str, Callable[[], Table]]:
 
 
 def ours(folder: Path, prompts: Prompts) -> dict[str, Callable[[], Table]]:
-    """The public face of this package; its clean and corrupted runs are inside the timing."""
+    """The public face of this package; its clean and corrupted runs are inside the timing.
+
+    The certificate, which is made once for a model, is not.
+    """
     import patchclamp as pc
 
     model = pc.load(str(folder))
+    model.certify()
     task = pc.Task.from_tokens(
         clean=prompts.clean, corrupt=prompts.corrupt, answers=prompts.answers, wrong=prompts.wrong
     )
@@ -160,19 +165,26 @@ LOAD: Mapping[str, Callable[[Path, Prompts], dict[str, Callable[[], Table]]]] = 
 
 
 def compare_tables(sides: Mapping[str, Mapping[str, Callable[[], Table]]]) -> dict[str, dict[str, float]]:
-    """Largest differences between every two sides' tables, and how far the values of each table lie apart.
+    """Largest differences between every two sides' tables, how far the values of each lie apart, and the work in them.
 
-    A spread that is not far above the tolerance would make agreement worthless, so it is an error.
+    The work is what torch counts in matrix products and attention: it does not depend on the machine. A spread that is
+    not far above the tolerance would make agreement worthless, so it is an error.
     """
     measured: dict[str, dict[str, float]] = {}
     for table in TABLES:
-        made = {side: run[table]().double() for side, run in sides.items()}
+        made, work = {}, {}
+        for side, run in sides.items():
+            with FlopCounterMode(display=False) as counter:
+                made[side] = run[table]().double()
+            work[side] = counter.get_total_flops() / 1e9
         first = next(iter(made))
         spread = float(made[first].max() - made[first].min())
         if spread < 1000 * TOLERANCE:
             raise AssertionError(f"the values of {table} spread over {spread:.2g} only; agreement would say nothing")
         measured[table] = {"spread": spread}
-        print(f"{table}: {tuple(made[first].shape)}, values spread over {spread:.3g}")
+        measured[table] |= {f"{side} GFLOP": count for side, count in work.items()}
+        counts = ", ".join(f"{side} {count:.4g}" for side, count in work.items())
+        print(f"{table}: {tuple(made[first].shape)}, values spread over {spread:.3g}; GFLOP: {counts}")
         for i, one in enumerate(made):
             for other in list(made)[i + 1 :]:
                 if made[one].shape != made[other].shape:
