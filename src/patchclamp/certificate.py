@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from patchclamp.anatomy.activations import ACTIVATIONS
 from patchclamp.anatomy.discover import Anatomy, Layer, trial_inputs
 from patchclamp.anatomy.experts import combine, routing
 from patchclamp.anatomy.trace import evaluation
@@ -24,16 +24,6 @@ from patchclamp.interventions import edit
 from patchclamp.sites import Site
 
 _TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
-_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "silu": F.silu,
-    "gelu": F.gelu,
-    "gelu (tanh)": lambda x: F.gelu(x, approximate="tanh"),
-    "relu": F.relu,
-    "relu squared": lambda x: F.relu(x).square(),
-    "quick gelu": lambda x: x * torch.sigmoid(1.702 * x),
-    "identity": lambda x: x,
-    "tanh": torch.tanh,
-}
 
 
 @dataclass(frozen=True)
@@ -98,7 +88,7 @@ def certify(anatomy: Anatomy, module: nn.Module, run: Callable[..., Any]) -> Cer
     parameter = next(module.parameters(), None)
     dtype = torch.float32 if parameter is None else parameter.dtype
     with torch.no_grad(), evaluation(module):
-        rows, causal = _Checks(anatomy, module, run, dtype).all() if anatomy.taps else ([], False)
+        rows, causal = _Checks(anatomy, module, run, dtype).all() if anatomy.taps else (_modules(module, run), False)
     absent: dict[str, str] = {}
     for site, why in anatomy.inventory.absent.items():
         name = f"{site.stack}.{site.kind}" if site.stack else site.kind
@@ -115,6 +105,26 @@ def certify(anatomy: Anatomy, module: nn.Module, run: Callable[..., Any]) -> Cer
         tuple(rows),
         tuple(absent.items()),
     )
+
+
+def _modules(module: nn.Module, run: Callable[..., Any]) -> list[Row]:
+    """For a network that is no transformer: recording its modules changes nothing, editing each changes the output.
+
+    No rows where no inputs can be made up for it.
+    """
+    try:
+        inputs = trial_inputs(module)
+    except TypeError:
+        return []
+    paths = [path for path, child in module.named_modules() if path and not list(child.children())]
+    bare = module(**inputs).logits
+    same = torch.equal(run(inputs, [f"module:{path}" for path in paths]).logits, bare)
+    rows = [Row("recording leaves the output as it is, bit for bit", f"{len(paths)} modules", None, same)]
+    for path in paths:
+        moved = run(inputs, None, [edit(f"module:{path}", lambda x: x + 1 + x.abs().mean())]).logits
+        changed = not torch.equal(moved, bare)
+        rows.append(Row("editing a site changes the output", f"module:{path}", None, changed or None))
+    return rows
 
 
 class _Checks:
@@ -277,7 +287,7 @@ class _Checks:
     def _activation(self, got: Any, site: dict[str, Site]) -> tuple[str, Tensor]:
         post, pre = got[site["mlp_post"]], got[site["mlp_pre"]]
         gate = got.recording.get(site["mlp_gate"])
-        made = {name: fn(pre) if gate is None else fn(gate) * pre for name, fn in _ACTIVATIONS.items()}
+        made = {name: fn(pre) if gate is None else fn(gate) * pre for name, fn in ACTIVATIONS.items()}
         best = min(made, key=lambda name: float((made[name].float() - post.float()).abs().max()))
         return best, made[best]
 

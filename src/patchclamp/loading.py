@@ -103,6 +103,9 @@ def _class(path: str) -> Any:
 def _tokenizer(path: str) -> Any:
     import transformers
 
+    files = ("*token*", "*vocab*", "*.model", "merges*")
+    if Path(path).is_dir() and not any(any(Path(path).glob(pattern)) for pattern in files):
+        return None  # transformers would guess one from the configuration, and warn
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(path)
     except (OSError, ValueError, KeyError, ImportError):

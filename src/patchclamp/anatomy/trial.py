@@ -7,7 +7,7 @@ _LENGTH, _SOURCE_LENGTH, _BATCH = 5, 7, 2
 
 
 def trial_inputs(model: nn.Module, seed: int = 1) -> dict:
-    """A small batch that the model accepts: two rows of five tokens, or two images."""
+    """A small batch that the model accepts: two rows of five tokens, two images, or its own `dummy_inputs`."""
     config = getattr(model, "config", None)
     if config is None or not hasattr(model, "main_input_name"):
         raise TypeError("not a transformers model")
@@ -20,6 +20,8 @@ def trial_inputs(model: nn.Module, seed: int = 1) -> dict:
         height, width = size if isinstance(size, (list, tuple)) else (size, size)
         dtype = next(model.parameters()).dtype
         return {name: torch.randn(_BATCH, vision.num_channels, height, width, generator=generator).to(device, dtype)}
+    if name != "input_ids" and name in getattr(model, "dummy_inputs", {}):
+        return {key: value.to(device) for key, value in model.dummy_inputs.items()}  # type: ignore[union-attr]
     if name != "input_ids":
         raise TypeError(f"inputs called {name!r} cannot be made up")
     text = config.get_text_config() if hasattr(config, "get_text_config") else config

@@ -5,6 +5,7 @@ codes = dictionary.encode(x)                     # indices and values of the act
 dictionary.save("my-dictionary"); pc.dictionaries.load("my-dictionary")
 """
 
+from patchclamp.dictionaries import measures as measures
 from patchclamp.dictionaries.codes import Codes as Codes
 from patchclamp.dictionaries.dictionary import Dictionary as Dictionary
 from patchclamp.dictionaries.formats import FORMATS as FORMATS

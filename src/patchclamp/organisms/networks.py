@@ -44,6 +44,11 @@ class NetworkConfig(PreTrainedConfig):
 
     activation: str = "relu"
 
+    @property
+    def inputs(self) -> int:
+        """How many numbers one input has."""
+        raise NotImplementedError
+
     def __post_init__(self, **kwargs: Any):
         mine = [field.name for field in fields(self) if field.name not in PreTrainedConfig.__dataclass_fields__]
         unknown = [name for name in kwargs if name not in _OF_TRANSFORMERS]
@@ -69,6 +74,10 @@ class MLPConfig(NetworkConfig):
     widths: tuple[int, ...] | list[int] = (64, 128, 10)
     bias: bool = True
 
+    @property
+    def inputs(self) -> int:
+        return self.widths[0]
+
     def __post_init__(self, **kwargs: Any):
         self.widths = _sizes("widths", self.widths, least=2)
         super().__post_init__(**kwargs)
@@ -83,6 +92,10 @@ class CNNConfig(NetworkConfig):
     channels: tuple[int, ...] | list[int] = (1, 8, 16)
     classes: int = 10
     image_size: int = 8
+
+    @property
+    def inputs(self) -> int:
+        return self.channels[0] * self.image_size**2
 
     def __post_init__(self, **kwargs: Any):
         self.channels = _sizes("channels", self.channels, least=2)
@@ -99,6 +112,10 @@ class ToyAutoencoderConfig(NetworkConfig):
     hidden: int = 2
     importance: tuple[float | int, ...] | list[float | int] | None = None
 
+    @property
+    def inputs(self) -> int:
+        return self.features
+
     def __post_init__(self, **kwargs: Any):
         if self.importance is not None:
             self.importance = [float(weight) for weight in self.importance]
@@ -110,7 +127,14 @@ class ToyAutoencoderConfig(NetworkConfig):
 class Network(PreTrainedModel):
     """What the three networks share: their inputs' name, and PyTorch's own initialisation of layers."""
 
+    config: NetworkConfig
+
     main_input_name = "inputs"
+
+    @property
+    def dummy_inputs(self) -> dict[str, Tensor]:
+        """A small batch of noise that the network accepts."""
+        return {"inputs": torch.rand(4, self.config.inputs, generator=torch.Generator().manual_seed(0))}
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
