@@ -108,10 +108,7 @@ def certify(anatomy: Anatomy, module: nn.Module, run: Callable[..., Any]) -> Cer
 
 
 def _modules(module: nn.Module, run: Callable[..., Any]) -> list[Row]:
-    """For a network that is no transformer: recording its modules changes nothing, editing each changes the output.
-
-    No rows where no inputs can be made up for it.
-    """
+    """For a network that is no transformer: recording changes nothing, editing a module counts. Needs made-up inputs."""
     try:
         inputs = trial_inputs(module)
     except TypeError:
