@@ -108,7 +108,7 @@ def certify(anatomy: Anatomy, module: nn.Module, run: Callable[..., Any]) -> Cer
 
 
 def _modules(module: nn.Module, run: Callable[..., Any]) -> list[Row]:
-    """For a network that is no transformer: recording changes nothing, editing a module counts. Needs made-up inputs."""
+    """For a network that is no transformer: recording changes nothing, editing each module changes the output."""
     try:
         inputs = trial_inputs(module)
     except TypeError:
