@@ -27,4 +27,10 @@ ORGANISMS: tuple[Organism, ...] = (
         known="its key frequencies, as directions; its split",
         module=f"{_HERE}.modular_addition",
     ),
+    Organism(
+        name="modular-addition:59",
+        summary="the same modulo 59",
+        known="its key frequencies, as directions; its split",
+        module=f"{_HERE}.modular_addition",
+    ),
 )
