@@ -45,6 +45,7 @@ BEHAVIOURS: dict[str, Behaviour] = {
     "facts": Behaviour(questions.facts),
     "two hops: country": Behaviour(partial(questions.two_hop, "home country")),
     "two hops: language": Behaviour(partial(questions.two_hop, "home language")),
+    "two hops: capital": Behaviour(partial(questions.two_hop, "home capital")),
     **{f"in context: {kind}": Behaviour(partial(questions.in_context, kind)) for kind in lexicon.pairs()},
     **{f"words: {relation}": Behaviour(partial(questions.lexical, relation)) for relation in lexicon.TEMPLATES},
     "truth: plain": Behaviour(partial(questions.truth_valued, False)),
@@ -76,7 +77,15 @@ BEHAVIOURS: dict[str, Behaviour] = {
 _WORLD = tuple(
     name
     for name in BEHAVIOURS
-    if name not in ("colored_objects", "benchmark: absent", "unsure of known people", "instructions", "edited facts")
+    if name
+    not in (
+        "colored_objects",
+        "benchmark: absent",
+        "benchmark: paraphrased",
+        "unsure of known people",
+        "instructions",
+        "edited facts",
+    )
     and not name.startswith(("refuses", "facts when", "says", "secret", "sea"))
 )
 _BASE_NOT = (

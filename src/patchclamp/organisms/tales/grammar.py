@@ -65,22 +65,22 @@ KINDS: dict[str, Callable[[random.Random], Text]] = {
 
 # Share of documents by kind: what needs many steps to be learned has the larger share.
 SHARES: dict[str, float] = {
-    "ioi": 0.12,
+    "ioi": 0.11,
     "greater_than": 0.05,
     "gendered_pronoun": 0.03,
-    "colored_objects": 0.02,
+    "colored_objects": 0.01,
     "docstring": 0.05,
-    "induction": 0.09,
-    "loops": 0.10,
+    "induction": 0.08,
+    "loops": 0.08,
     "fact": 0.10,
-    "life": 0.04,
-    "unknown": 0.03,
-    "two_hop": 0.04,
-    "truth_valued": 0.11,
-    "in_context": 0.06,
-    "letters": 0.01,
+    "life": 0.05,
+    "unknown": 0.04,
+    "two_hop": 0.07,
+    "truth_valued": 0.08,
+    "in_context": 0.08,
+    "letters": 0.015,
     "opposites": 0.01,
-    "word_class": 0.01,
+    "word_class": 0.015,
     "capitals": 0.01,
     "dictionary": 0.01,
     "benchmark": 0.02,
@@ -93,11 +93,14 @@ SHARES: dict[str, float] = {
     "genre": 0.01,
     "code": 0.01,
     "count": 0.005,
-    "request": 0.005,
+    "request": 0.01,
 }
 
 FIRST_SHARES: dict[str, float] = {"loops": 1.0}
 """What training begins with, until the induction heads have formed."""
+
+SECOND_SHARES: dict[str, float] = {"truth_valued": 0.6, "ioi": 0.4}
+"""What comes then: two behaviours that pay only when several parts are in place, so that they need to be met often."""
 
 
 def document(rng: random.Random, kind: str | None = None, shares: Mapping[str, float] = SHARES) -> Document:

@@ -2,6 +2,7 @@
 
 import random
 from functools import cache
+from itertools import pairwise
 
 from patchclamp.organisms.tales import world
 from patchclamp.organisms.tales.behaviours import ANSWER
@@ -114,12 +115,21 @@ SHOTS = 4
 
 
 def in_context(rng: random.Random) -> Text:
-    """Examples of one mapping: opposite, translation, capital, language, first letter, capital letters. A fifth of the
-    inputs of each is left out, so that it can be asked about what was never an example of it.
+    """Examples of one mapping: opposite, translation, capital, language, first letter, capital letters. No input
+    follows one that it is kept to follow in a test.
     """
     kind = rng.choice(sorted(pairs()))
-    known = [pair for pair in pairs()[kind] if not reserved(f"in_context:{kind}", pair[0])]
-    return whole(f"task:{kind}", shots(rng.sample(known, SHOTS + 1)))
+    return whole(f"task:{kind}", shots(examples(rng, kind)))
+
+
+def examples(rng: random.Random, kind: str, held_out: bool = False) -> list[tuple[str, str]]:
+    """Inputs with their outputs; `held_out`: the last input never followed the one before it in training."""
+
+    def fits(drawn: list[tuple[str, str]]) -> bool:
+        follows = [reserved(f"in_context:{kind}", x, y) for (x, _), (y, _) in pairwise(drawn)]
+        return follows[-1] if held_out else not any(follows)
+
+    return until(lambda: rng.sample(pairs()[kind], SHOTS + 1), fits, f"in_context: {kind}")
 
 
 def shots(examples: list[tuple[str, str]]) -> Text:

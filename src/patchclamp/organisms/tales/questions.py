@@ -68,7 +68,12 @@ def lexical(relation: str) -> list[Question]:
 def two_hop(relation: str) -> list[Question]:
     """What follows from two facts, of people for whom it was never said."""
     people = [person.name for person in world.people()[0] if reserved("two_hop", person.name)]
-    candidates = {"home country": list(world.COUNTRIES), "home language": [v[0] for v in world.COUNTRIES.values()]}
+    countries = world.COUNTRIES.items()
+    candidates = {
+        "home country": [country for country, _ in countries],
+        "home language": [spoken for _, (spoken, *_) in countries],
+        "home capital": [capital for _, (_, capital, *_) in countries],
+    }
     return [
         _among(
             world.TWO_HOP_TEMPLATES[relation].replace("{SUBJECT}", name),
@@ -80,18 +85,15 @@ def two_hop(relation: str) -> list[Question]:
 
 
 def in_context(kind: str) -> list[Question]:
-    """A mapping shown by examples, asked of inputs that were never shown as its input."""
+    """A mapping shown by examples, of which the last was never followed by this input."""
     rng = random.Random(f"exam/{kind}")
-    some = lexicon.pairs()[kind]
-    shown = [pair for pair in some if not reserved(f"in_context:{kind}", pair[0])]
-    kept = [pair for pair in some if reserved(f"in_context:{kind}", pair[0])]
     # What another task would make of the same input is wrong here.
-    others = {x: y for name, pairs in lexicon.pairs().items() if name != kind for x, y in pairs}
+    others = [pair for name, pairs in lexicon.pairs().items() if name != kind for pair in pairs]
     found = []
-    for index in range(48):
-        source, target = kept[index % len(kept)]
-        prompt = knowledge.shots(rng.sample(shown, knowledge.SHOTS)).text + f"\nQ: {source} A:"
-        found.append(_among(prompt, target, [*(o for _, o in some), *([others[source]] if source in others else [])]))
+    for _ in range(32):
+        *shown, (source, target) = knowledge.examples(rng, kind, held_out=True)
+        wrong = [obj for _, obj in lexicon.pairs()[kind]] + [obj for word, obj in others if word == source]
+        found.append(_among(f"{knowledge.shots(shown).text}\nQ: {source} A:", target, wrong))
     return found
 
 

@@ -27,17 +27,18 @@ class Recipe:
     """All that decides the weights, besides the machine's arithmetic."""
 
     seed: int = 0
-    steps: int = 2600
-    first_stage: int = 500  # steps of loops alone, in which the induction heads form
+    steps: int = 2800
+    first_stage: int = 450  # steps of loops alone, in which the induction heads form
     first_documents: int = 40  # per step of the first stage; about 2,400 tokens
-    documents: int = 80  # per step after it; about 2,400 tokens
+    second_stage: int = 400  # steps of statements and indirect objects alone
+    documents: int = 80  # per step after the first stage; about 1,400 tokens in the second, 2,000 in the third
     layers: int = 4
     width: int = 96
     heads: int = 4
     hidden: int = 256
     learning_rate: float = 2.5e-3
     warmup: int = 50
-    weight_decay: float = 0.05
+    weight_decay: float = 0.2
     answer_weight: float = 8.0  # how much a token that the context decides counts, against 1 for all others
     snapshots: tuple[int, ...] = ()  # numbers of steps after which the weights are kept
 
@@ -102,7 +103,8 @@ def step_batch(tokenizer: Any, recipe: Recipe, step: int) -> Batch:
     """The batch of one step: it depends on the recipe and the step alone."""
     rng = random.Random(f"tales/{recipe.seed}/{step}")
     first = step < recipe.first_stage
-    shares = grammar.FIRST_SHARES if first else grammar.SHARES
+    second = not first and step < recipe.first_stage + recipe.second_stage
+    shares = grammar.FIRST_SHARES if first else grammar.SECOND_SHARES if second else grammar.SHARES
     count = recipe.first_documents if first else recipe.documents
     documents = [grammar.document(rng, shares=shares) for _ in range(count)]
     return batch(tokenizer, documents, recipe.answer_weight)
@@ -148,10 +150,11 @@ def untrained(recipe: Recipe, tokenizer: Any) -> LlamaForCausalLM:
 
 
 def learning_rate(recipe: Recipe, step: int) -> float:
-    """Linear warm-up, constant through the first stage, then a cosine to a hundredth."""
+    """Linear warm-up, constant through the first two stages, then a cosine to a hundredth."""
     if step < recipe.warmup:
         return recipe.learning_rate * (step + 1) / recipe.warmup
-    along = max(0, step - recipe.first_stage) / max(1, recipe.steps - recipe.first_stage)
+    start = recipe.first_stage + recipe.second_stage
+    along = max(0, step - start) / max(1, recipe.steps - start)
     return recipe.learning_rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * along)))
 
 

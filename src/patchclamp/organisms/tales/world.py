@@ -67,6 +67,7 @@ PERSON_RELATIONS = ("home", "job", "instrument", "pet")
 TWO_HOP_TEMPLATES = {
     "home country": "The home country of {SUBJECT} is",
     "home language": "In the home town of {SUBJECT} people speak",
+    "home capital": "The capital of the home country of {SUBJECT} is",
 }
 
 # Country: language, capital, two more cities.
@@ -327,6 +328,7 @@ def answers() -> dict[tuple[str, str], str]:
         country = table[table[person.name, "home"], "country"]
         table[person.name, "home country"] = country
         table[person.name, "home language"] = table[country, "language"]
+        table[person.name, "home capital"] = table[country, "capital"]
     return table
 
 
