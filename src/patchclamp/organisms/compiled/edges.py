@@ -75,6 +75,7 @@ def ablate_edges(
         logits = changed if reader.kind == "logits" else None
         if logits is None:
             logits = model.run(inputs, do=interventions.patch(reader, changed)).logits
+        assert logits is not None
         yield from zip(senders, [reader] * len(senders), logits.split(len(tokens)), strict=True)
 
 

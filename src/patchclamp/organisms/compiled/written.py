@@ -3,15 +3,15 @@
 from functools import cache
 from pathlib import Path
 
-from patchclamp.organisms.compiled.compile import SUFFIX, CompiledModel, CompiledTruth, compile
+from patchclamp.organisms.compiled.compile import SUFFIX, CompiledModel, CompiledTruth, Compression, compile
 from patchclamp.organisms.compiled.programs import program
 
 
 def build(name: str) -> CompiledModel:
     """The network called `name`: "compiled:" and a program, and behind it "+rotated" or "+superposed"."""
     plain, plus, suffix = name.removeprefix("compiled:").partition("+")
-    compression = next(kind for kind, known in SUFFIX.items() if known == plus + suffix)
-    return compile(program(plain), compression=compression)
+    compressions: dict[str, Compression | None] = {known: kind for kind, known in SUFFIX.items()}
+    return compile(program(plain), compression=compressions[plus + suffix])
 
 
 @cache
