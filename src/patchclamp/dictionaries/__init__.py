@@ -10,6 +10,7 @@ from patchclamp.dictionaries.codes import Codes as Codes
 from patchclamp.dictionaries.dictionary import Dictionary as Dictionary
 from patchclamp.dictionaries.formats import FORMATS as FORMATS
 from patchclamp.dictionaries.formats import load as load
+from patchclamp.dictionaries.latents import Latents as Latents
 from patchclamp.dictionaries.parts import AbsoluteTopK as AbsoluteTopK
 from patchclamp.dictionaries.parts import BatchTopK as BatchTopK
 from patchclamp.dictionaries.parts import Gated as Gated

@@ -12,7 +12,7 @@ are in the units of the model, decoder rows of a trained one have norm 1, and va
 import json
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from huggingface_hub import PyTorchModelHubMixin
@@ -21,6 +21,10 @@ from torch import Tensor, nn
 
 from patchclamp.dictionaries import parts
 from patchclamp.dictionaries.codes import Codes, strongest
+
+if TYPE_CHECKING:
+    from patchclamp.dictionaries.latents import Latents
+    from patchclamp.sites import Site
 
 SELECT = ("threshold", "topk", "absolute_topk", "groupmax")
 BLOCK = 2**24
@@ -173,6 +177,21 @@ class Dictionary(
                 return Codes(within + first, values.relu(), self.width)
             case _:
                 return strongest(pre.relu() * (pre > self.threshold))
+
+    def as_site(self, site: "Site | str") -> "Latents":
+        """The latents at the site of a model that this dictionary reads and explains (latents.py).
+
+        ValueError for one that explains another site than it reads: its latents are no part of what it reads.
+        """
+        from patchclamp.dictionaries.latents import Latents
+        from patchclamp.sites import parse
+
+        if self.shape_in != self.shape_out or self.W_skip is not None or len(self.shape_in) > 1:
+            raise ValueError(f"latents are a site where a dictionary explains what it reads: {self.extra_repr()}")
+        parse(str(site))  # SiteError where it is none
+        if set(str(site).removeprefix("module:")) & set("*:|,["):
+            raise ValueError(f"'{site}' is a pattern of sites: name one")
+        return Latents(self, str(site))
 
     def config(self) -> dict[str, Any]:
         """All but the weights, as JSON."""
