@@ -33,4 +33,10 @@ ORGANISMS: tuple[Organism, ...] = (
         known="its key frequencies, as directions; its split",
         module=f"{_HERE}.modular_addition",
     ),
+    Organism(
+        name="induction",
+        summary="two layers of attention alone that continue repeated tokens, with the phase change of its training",
+        known="its previous-token heads and induction heads; the rule; the phase change",
+        module=f"{_HERE}.induction",
+    ),
 )
