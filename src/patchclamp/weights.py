@@ -258,7 +258,8 @@ def _parallel(made: Tensor, seen: Tensor) -> bool:
     if made.numel() != seen.numel():
         return False
     made, seen = made.reshape(seen.shape).double(), seen.double()
-    silent = (made == 0).all(-1) & (seen == 0).all(-1)  # a head that was set to zero
+    # A head that was set to zero, or to what rounding makes of zero, points nowhere.
+    silent = torch.stack([x.norm(dim=-1) <= 1e-6 * x.norm(dim=-1).max() for x in (made, seen)]).all(0)
     likeness = torch.cosine_similarity(made, seen, dim=-1)[~silent]
     return len(likeness) == 0 or float(likeness.mean()) > 0.5  # of unrelated ones about 0
 
