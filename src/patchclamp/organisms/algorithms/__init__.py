@@ -39,4 +39,13 @@ ORGANISMS: tuple[Organism, ...] = (
         known="its previous-token heads and induction heads; the rule; the phase change",
         module=f"{_HERE}.induction",
     ),
+    *(
+        Organism(
+            name="sparse-parity" + suffix,
+            summary=f"an MLP on the parity of three bits among {junk} of junk, with its training",
+            known="which bits count; its split",
+            module=f"{_HERE}.sparse_parity",
+        )
+        for suffix, junk in (("", 24), (":12", 12), (":0", 0))
+    ),
 )

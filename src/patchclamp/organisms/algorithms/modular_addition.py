@@ -10,7 +10,6 @@ arXiv:2201.02177), by sums of cosines of a few key frequencies (Nanda et al. 202
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -19,7 +18,7 @@ from torch.nn.functional import cross_entropy
 from transformers import ArceeForCausalLM
 
 from patchclamp.organisms.algorithms import fourier
-from patchclamp.organisms.algorithms.transformer import adamw, evenly, transformer, weight_norm
+from patchclamp.organisms.algorithms.transformer import adamw, evenly, last_logits, transformer, weight_norm
 from patchclamp.organisms.training import fit, store
 from patchclamp.organisms.truth import Truth
 
@@ -78,28 +77,6 @@ def prompts(pairs: Int[Tensor, "pair 2"], p: int) -> Int[Tensor, "pair 3"]:
     return torch.cat([pairs, torch.full_like(pairs[:, :1], p)], 1)
 
 
-def last_logits(model: ArceeForCausalLM, pairs: Int[Tensor, "pair 2"]) -> Float[Tensor, "pair vocabulary"]:
-    """The logits at `=` after each pair: those of `model(tokens)`, computed from what the last token alone needs.
-
-    Keys and values belong to tokens, not to pairs, since there are no positions; the query is always that of `=`.
-    """
-    layer: Any = model.model.layers[0]
-    heads, size = model.config.num_attention_heads, model.config.hidden_size // model.config.num_attention_heads
-    embedding = model.model.embed_tokens.weight
-    equals = len(embedding) - 1
-    projected = (
-        part(embedding).unflatten(-1, (heads, size)) for part in (layer.self_attn.k_proj, layer.self_attn.v_proj)
-    )
-    keys, values = projected
-    query = layer.self_attn.q_proj(embedding[equals]).unflatten(-1, (heads, size))
-    scores = (keys * query).sum(-1) / size**0.5
-    tokens = prompts(pairs, equals)
-    pattern = scores[tokens].softmax(1)
-    z = (pattern[..., None] * values[tokens]).sum(1).flatten(1)
-    middle = embedding[equals] + layer.self_attn.o_proj(z)
-    return model.lm_head(middle + layer.mlp(middle))
-
-
 def pair_loss(model: ArceeForCausalLM, pairs: Int[Tensor, "pair 2"]) -> tuple[Float[Tensor, ""], float]:
     """Mean cross-entropy in nats and accuracy over the pairs and their mirrors, at the last token.
 
@@ -107,7 +84,7 @@ def pair_loss(model: ArceeForCausalLM, pairs: Int[Tensor, "pair 2"]) -> tuple[Fl
     """
     p = model.config.vocab_size - 1
     answers = pairs.sum(1) % p
-    logits = last_logits(model, pairs)
+    logits = last_logits(model, prompts(pairs, p))
     weights = torch.where(pairs[:, 0] == pairs[:, 1], 1.0, 2.0).double()
     loss = (cross_entropy(logits.double(), answers, reduction="none") * weights).sum() / weights.sum()
     return loss, float(((logits.argmax(-1) == answers) * weights).sum() / weights.sum())
@@ -118,7 +95,7 @@ def logit_table(model: ArceeForCausalLM) -> Float[Tensor, "p p p"]:
     """The logit of c after a, b, =, for all a, b, c."""
     p = model.config.vocab_size - 1
     pairs = torch.tril_indices(p, p).T
-    logits = last_logits(model, pairs.to(model.device))[:, :p].cpu()
+    logits = last_logits(model, prompts(pairs, p).to(model.device))[:, :p].cpu()
     table = torch.empty(p, p, p)
     table[pairs[:, 0], pairs[:, 1]] = logits
     table[pairs[:, 1], pairs[:, 0]] = logits

@@ -10,9 +10,11 @@ that any tool still loads it:
 """
 
 import math
+from typing import Any
 
 import torch
-from torch import nn
+from jaxtyping import Float, Int
+from torch import Tensor, nn
 from transformers import ArceeConfig, ArceeForCausalLM
 
 _NO_NORM = 1e8  # epsilon; the gain is its root
@@ -65,6 +67,25 @@ def transformer(
                 reads = width if name.endswith("embed_tokens.weight") else parameter.shape[1]
                 parameter.normal_(0, reads**-0.5, generator=generator)
     return model
+
+
+def last_logits(model: ArceeForCausalLM, tokens: Int[Tensor, "prompt pos"]) -> Float[Tensor, "prompt vocabulary"]:
+    """The logits at the last token, the same in all prompts, of one layer without norms and positions.
+
+    They are those of `model(tokens)`, from what the last token alone needs: keys and values belong to tokens, not to
+    places, and there is one query.
+    """
+    layer: Any = model.model.layers[0]
+    heads, size = model.config.num_attention_heads, model.config.hidden_size // model.config.num_attention_heads
+    embedding = model.model.embed_tokens.weight
+    last = embedding[tokens[0, -1]]
+    query = layer.self_attn.q_proj(last).unflatten(-1, (heads, size))
+    keys = layer.self_attn.k_proj(embedding).unflatten(-1, (heads, size))
+    values = layer.self_attn.v_proj(embedding).unflatten(-1, (heads, size))
+    pattern = ((keys * query).sum(-1) / size**0.5)[tokens].softmax(1)
+    z = (pattern[..., None] * values[tokens]).sum(1).flatten(1)
+    middle = last + layer.self_attn.o_proj(z)
+    return model.lm_head(middle + layer.mlp(middle))
 
 
 def adamw(model: nn.Module, *, learning_rate: float, weight_decay: float) -> torch.optim.AdamW:
