@@ -20,16 +20,14 @@ def same(a, b):
 
 @pytest.fixture(scope="module")
 def world():
-    return planted.superposition(features=64, width=16, active=3)
+    return planted.superposition(features=64, width=32, active=3)
 
 
 def test_planted_features_are_found(world):
-    found = dictionaries.train(
-        TopK(k=3), world, width=96, tokens=400_000, batch=512, learning_rate=3e-3, progress=False
-    )
+    found = dictionaries.train(TopK(k=3), world, width=96, tokens=200_000, batch=512, progress=False)
     cosines = (found.W_dec @ world.truth().directions[0].T).max(0).values
     assert (cosines > 0.9).float().mean() >= 0.9
-    random = torch.nn.functional.normalize(torch.randn(96, 16, generator=torch.Generator().manual_seed(0)))
+    random = torch.nn.functional.normalize(torch.randn(96, 32, generator=torch.Generator().manual_seed(0)))
     assert ((random @ world.truth().directions[0].T).max(0).values > 0.9).float().mean() < 0.1
 
 
@@ -113,7 +111,7 @@ def test_killed_at_any_moment_it_ends_with_the_same_bits(tmp_path, kills):
 def test_crosscoders_and_transcoders_follow_from_the_shape_of_the_data(world):
     x = world.sample(1000).activations
     cross = dictionaries.train(TopK(k=3), torch.stack([x, -x], 1), width=32, progress=False)
-    assert cross.shape_in == cross.shape_out == (2, 16)
+    assert cross.shape_in == cross.shape_out == (2, 32)
 
     class Pairs:
         rows = 1000
@@ -122,7 +120,7 @@ def test_crosscoders_and_transcoders_follow_from_the_shape_of_the_data(world):
             yield from ((x[i : i + size], x[i : i + size, :5]) for i in range(start, 1000, size))
 
     trans = dictionaries.train(TopK(k=3), Pairs(), width=32, batch=100, progress=False)
-    assert trans.shape_in == (16,) and trans.shape_out == (5,)
+    assert trans.shape_in == (32,) and trans.shape_out == (5,)
 
 
 def test_wrong_data_are_refused(world):

@@ -8,6 +8,7 @@ Everything is one of three products of compressed sparse rows (CSR): a sum of ro
 (gradient of the values), and its transpose (gradients of both weights), for which the pairs are sorted by latent once.
 """
 
+import warnings
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -73,6 +74,11 @@ class Active:
     def total(self, values: Float[Tensor, " pair"]) -> Float[Tensor, " width"]:
         """The sum of each latent's values."""
         return values.new_zeros(self.width).index_add_(0, self.latents, values)
+
+
+with warnings.catch_warnings():  # torch says once in each process that its CSR tensors are in beta: here, unheard
+    warnings.simplefilter("ignore")
+    torch.sparse_csr_tensor(torch.tensor([0, 1]), torch.tensor([0]), torch.ones(1), (1, 1))
 
 
 def _csr(start: Tensor, columns: Tensor, values: Tensor, shape: tuple[int, int]) -> Tensor:
