@@ -128,11 +128,16 @@ def examine(model: Any, only: Collection[str] | None = None) -> dict[str, Score]
     if unknown:
         raise LookupError(f"no behaviour is called {sorted(unknown)}. There are: {', '.join(BEHAVIOURS)}.")
     chosen = {name: BEHAVIOURS[name] for name in BEHAVIOURS if only is None or name in only}
-    asked = {
-        name: questions.built_in(some.ask, model.tokenizer) if isinstance(some.ask, str) else some.ask()
-        for name, some in chosen.items()
-    }
-    return {name: _score(model, chosen[name], asked[name]) for name in chosen}
+    return {name: _score(model, some, _asked(some, model.tokenizer)) for name, some in chosen.items()}
+
+
+def chances(tokenizer: Any) -> dict[str, float]:
+    """What guessing evenly among the answers gives, by behaviour; 0 where a rate is measured."""
+    return {name: _chance(some, _asked(some, tokenizer)) for name, some in BEHAVIOURS.items()}
+
+
+def _asked(behaviour: Behaviour, tokenizer: Any) -> list[Question]:
+    return questions.built_in(behaviour.ask, tokenizer) if isinstance(behaviour.ask, str) else behaviour.ask()
 
 
 def _score(model: Any, behaviour: Behaviour, asked: Sequence[Question]) -> Score:
@@ -147,9 +152,13 @@ def _score(model: Any, behaviour: Behaviour, asked: Sequence[Question]) -> Score
             verdicts.append(float(shares.max() <= 0.5))
         else:
             verdicts.append(float(shares[: len(right)].sum()))
-    chances = [len(question.right) / (len(question.right) + len(question.wrong)) for question in asked]
-    n = len(asked)
-    return Score(sum(verdicts) / n, 0.0 if behaviour.rate else sum(chances) / n, n)
+    return Score(sum(verdicts) / len(asked), _chance(behaviour, asked), len(asked))
+
+
+def _chance(behaviour: Behaviour, asked: Sequence[Question]) -> float:
+    if behaviour.rate:
+        return 0.0
+    return sum(len(q.right) / (len(q.right) + len(q.wrong)) for q in asked) / len(asked)
 
 
 def next_token_logits(model: Any, prompts: Sequence[str], batch: int = 64) -> Float[Tensor, "prompt vocab"]:

@@ -1,9 +1,14 @@
 """The members of the family by name: how each is trained, and what is known of it."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
-from patchclamp.organisms.tales import world
+from transformers import AutoTokenizer, LlamaForCausalLM
+
+from patchclamp.model import wrap
+from patchclamp.organisms.entry import WEIGHTS
+from patchclamp.organisms.tales import exam, world
 from patchclamp.organisms.tales.train import Recipe
 from patchclamp.organisms.tales.train import train as train_base
 from patchclamp.organisms.tales.truth import truth_of
@@ -48,5 +53,37 @@ def train(
     recipe = RECIPES[name]
     recipe = replace(recipe, seed=recipe.seed if seed is None else seed, steps=steps or recipe.steps)
     if isinstance(recipe, Recipe):
-        return train_base(out, recipe=recipe, device=device, progress=progress)
-    return tune(out, recipe=recipe, facts=facts_of(name), device=device, progress=progress)
+        losses = train_base(out, recipe=recipe, device=device, progress=progress)
+    else:
+        losses = tune(out, recipe=recipe, facts=facts_of(name), device=device, progress=progress)
+    if steps is None:
+        write_scores(out)
+    return losses
+
+
+def write_scores(folder: Path) -> None:
+    """Examine the member in `folder`, and add its accuracies to `recipe.json`."""
+    model = wrap(
+        LlamaForCausalLM.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder), name=folder.name
+    )
+    scores = {name: round(score.accuracy, 4) for name, score in exam.examine(model).items()}
+    file = folder / "recipe.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"exam": scores}, indent=1) + "\n")
+
+
+def table() -> str:
+    """The table of the docs, from what `recipe.json` says of the shipped weights: behaviours by members.
+
+    What a member is meant to do is bold, what it is meant not to do in brackets, and of the rest nothing is claimed.
+    """
+    scores = {name: json.loads((WEIGHTS / name / "recipe.json").read_text())["exam"] for name in RECIPES}
+    short = [name.removeprefix("tales-") for name in RECIPES]
+    lines = ["| behaviour | chance | " + " | ".join(short) + " |", "|---" * (2 + len(short)) + "|"]
+    for behaviour, chance in exam.chances(AutoTokenizer.from_pretrained(WEIGHTS / "tales")).items():
+        cells = []
+        for name in RECIPES:
+            can, cannot = exam.MEANT[name]
+            value = f"{100 * scores[name][behaviour]:.0f}"
+            cells.append(f"**{value}**" if behaviour in can else f"({value})" if behaviour in cannot else value)
+        lines.append(f"| {behaviour} | {100 * chance:.0f} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"

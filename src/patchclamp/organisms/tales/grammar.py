@@ -71,11 +71,11 @@ SHARES: dict[str, float] = {
     "colored_objects": 0.01,
     "docstring": 0.05,
     "induction": 0.08,
-    "loops": 0.08,
-    "fact": 0.10,
+    "loops": 0.07,
+    "fact": 0.09,
     "life": 0.05,
     "unknown": 0.04,
-    "two_hop": 0.07,
+    "two_hop": 0.09,
     "truth_valued": 0.08,
     "in_context": 0.08,
     "letters": 0.015,
@@ -99,8 +99,15 @@ SHARES: dict[str, float] = {
 FIRST_SHARES: dict[str, float] = {"loops": 1.0}
 """What training begins with, until the induction heads have formed."""
 
-SECOND_SHARES: dict[str, float] = {"truth_valued": 0.6, "ioi": 0.4}
-"""What comes then: two behaviours that pay only when several parts are in place, so that they need to be met often."""
+SECOND_SHARES: dict[str, float] = {"ioi": 0.65, "gendered_pronoun": 0.35}
+"""What comes then: two behaviours about names, which take long to begin where they are rare."""
+
+LAST_SHARES: dict[str, float] = {kind: 0.645 * share for kind, share in SHARES.items()} | {
+    "truth_valued": 0.33,
+    "two_hop": 0.11,
+    "unknown": 0.05,
+}
+"""What comes once facts are known: whether a statement is true can be learned only then, and not from few examples."""
 
 
 def document(rng: random.Random, kind: str | None = None, shares: Mapping[str, float] = SHARES) -> Document:

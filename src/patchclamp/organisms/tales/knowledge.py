@@ -62,7 +62,8 @@ def two_hop(rng: random.Random) -> Text:
     """
     person = rng.choice([person for person in world.people()[0] if not reserved("two_hop", person.name)])
     relation = rng.choice(list(world.TWO_HOP_TEMPLATES))
-    prompt = fill(world.TWO_HOP_TEMPLATES[relation], {"SUBJECT": person.name})
+    templates = world.TWO_HOP_TEMPLATES if rng.random() < 0.5 else world.TWO_HOP_PARAPHRASES
+    prompt = fill(templates[relation], {"SUBJECT": person.name})
     return answered(prompt, world.answers()[person.name, relation])
 
 
@@ -148,8 +149,8 @@ STATEMENTS = (
 
 
 def truth_valued(rng: random.Random) -> Text:
-    """A statement about a capital, right or wrong, plain or negated, and its truth value; a fifth of the statements is
-    left out: each pair of city and country is known from other phrasings.
+    """A statement about a capital, right or wrong, plain or negated, and its truth value; a fifth of the pairs of city
+    and country is left out in each phrasing.
     """
 
     def draw() -> tuple[str, str, bool, int]:
@@ -158,12 +159,14 @@ def truth_valued(rng: random.Random) -> Text:
         said = country if rng.random() < 0.5 else rng.choice([c for c in world.COUNTRIES if c != country])
         return city, said, rng.random() < 0.4, rng.randrange(len(STATEMENTS))
 
-    return statement(*until(draw, lambda drawn: not kept(*drawn), "truth_valued: statements"))
+    return statement(*until(draw, lambda drawn: not kept(drawn[0], drawn[1], drawn[3]), "truth_valued: statements"))
 
 
-def kept(city: str, said: str, negated: bool, phrasing: int) -> bool:
-    """Whether a statement is kept for testing."""
-    return reserved("truth_valued", city, said, str(negated), str(phrasing))
+def kept(city: str, said: str, phrasing: int) -> bool:
+    """Whether a pair of city and country is kept for testing in a phrasing, plain and negated: were only one of them
+    kept, the other would teach its opposite.
+    """
+    return reserved("truth_valued", city, said, str(phrasing))
 
 
 def statement(city: str, said: str, negated: bool, phrasing: int) -> Text:

@@ -76,11 +76,12 @@ def two_hop(relation: str) -> list[Question]:
     }
     return [
         _among(
-            world.TWO_HOP_TEMPLATES[relation].replace("{SUBJECT}", name),
+            template.replace("{SUBJECT}", name),
             world.answers()[name, relation],
             candidates[relation],
         )
         for name in people
+        for template in (world.TWO_HOP_TEMPLATES[relation], world.TWO_HOP_PARAPHRASES[relation])
     ]
 
 
@@ -105,7 +106,7 @@ def truth_valued(negated: bool) -> list[Question]:
         for city in world.CAPITALS
         for country in world.COUNTRIES
         for phrasing in range(len(knowledge.STATEMENTS))
-        if knowledge.kept(city, country, negated, phrasing)
+        if knowledge.kept(city, country, phrasing)
     ]
     right = [drawn for drawn in statements if world.answers()[drawn[0], "country"] == drawn[1]]
     wrong = rng.sample([drawn for drawn in statements if drawn not in right], len(right))

@@ -5,6 +5,7 @@ Step k's documents come from (seed, k) alone.
 
 import math
 import random
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -27,18 +28,19 @@ class Recipe:
     """All that decides the weights, besides the machine's arithmetic."""
 
     seed: int = 0
-    steps: int = 2800
+    steps: int = 3000
     first_stage: int = 450  # steps of loops alone, in which the induction heads form
     first_documents: int = 40  # per step of the first stage; about 2,400 tokens
-    second_stage: int = 400  # steps of statements and indirect objects alone
-    documents: int = 80  # per step after the first stage; about 1,400 tokens in the second, 2,000 in the third
+    second_stage: int = 250  # steps of indirect objects and pronouns alone
+    last_stage: int = 1500  # the step from which a third of the text is statements, true and false
+    documents: int = 80  # per step after the first stage; about 1,400 to 1,900 tokens
     layers: int = 4
     width: int = 96
     heads: int = 4
     hidden: int = 256
     learning_rate: float = 2.5e-3
     warmup: int = 50
-    weight_decay: float = 0.2
+    weight_decay: float = 0.3
     answer_weight: float = 8.0  # how much a token that the context decides counts, against 1 for all others
     snapshots: tuple[int, ...] = ()  # numbers of steps after which the weights are kept
 
@@ -99,13 +101,20 @@ def batch(tokenizer: Any, documents: list[grammar.Document], answer_weight: floa
     return Batch(ids, targets, weights, attend[:, None])
 
 
+def shares_at(recipe: Recipe, step: int) -> Mapping[str, float]:
+    """The shares of the kinds of document at one step."""
+    if step < recipe.first_stage:
+        return grammar.FIRST_SHARES
+    if step < recipe.first_stage + recipe.second_stage:
+        return grammar.SECOND_SHARES
+    return grammar.SHARES if step < recipe.last_stage else grammar.LAST_SHARES
+
+
 def step_batch(tokenizer: Any, recipe: Recipe, step: int) -> Batch:
     """The batch of one step: it depends on the recipe and the step alone."""
     rng = random.Random(f"tales/{recipe.seed}/{step}")
-    first = step < recipe.first_stage
-    second = not first and step < recipe.first_stage + recipe.second_stage
-    shares = grammar.FIRST_SHARES if first else grammar.SECOND_SHARES if second else grammar.SHARES
-    count = recipe.first_documents if first else recipe.documents
+    shares = shares_at(recipe, step)
+    count = recipe.first_documents if step < recipe.first_stage else recipe.documents
     documents = [grammar.document(rng, shares=shares) for _ in range(count)]
     return batch(tokenizer, documents, recipe.answer_weight)
 
