@@ -39,6 +39,18 @@ ORGANISMS: tuple[Organism, ...] = (
         known="its previous-token heads and induction heads; the rule; the phase change",
         module=f"{_HERE}.induction",
     ),
+    Organism(
+        name="sorting",
+        summary="a transformer of two layers that sorts eight numbers below 32",
+        known="the rule; which lists were held out",
+        module=f"{_HERE}.sorting",
+    ),
+    Organism(
+        name="brackets",
+        summary="a transformer of three layers that tells balanced strings of up to 32 brackets from near ones",
+        known="the rule; which strings were held out",
+        module=f"{_HERE}.brackets",
+    ),
     *(
         Organism(
             name="sparse-parity" + suffix,
