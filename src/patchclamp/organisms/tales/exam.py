@@ -43,9 +43,8 @@ BUILT_IN = ("ioi", "greater_than", "induction", "gendered_pronoun", "colored_obj
 BEHAVIOURS: dict[str, Behaviour] = {
     **{name: Behaviour(name) for name in BUILT_IN},
     "facts": Behaviour(questions.facts),
-    "two hops: country": Behaviour(partial(questions.two_hop, "home country")),
-    "two hops: language": Behaviour(partial(questions.two_hop, "home language")),
-    "two hops: capital": Behaviour(partial(questions.two_hop, "home capital")),
+    "two hops": Behaviour(partial(questions.two_hop, False)),
+    "two hops: new people": Behaviour(partial(questions.two_hop, True)),
     **{f"in context: {kind}": Behaviour(partial(questions.in_context, kind)) for kind in lexicon.pairs()},
     **{f"words: {relation}": Behaviour(partial(questions.lexical, relation)) for relation in lexicon.TEMPLATES},
     "truth: plain": Behaviour(partial(questions.truth_valued, False)),
@@ -80,6 +79,7 @@ _WORLD = tuple(
     if name
     not in (
         "colored_objects",
+        "two hops: new people",
         "benchmark: absent",
         "benchmark: paraphrased",
         "unsure of known people",
@@ -142,9 +142,10 @@ def _asked(behaviour: Behaviour, tokenizer: Any) -> list[Question]:
 
 def _score(model: Any, behaviour: Behaviour, asked: Sequence[Question]) -> Score:
     logits = next_token_logits(model, [question.prompt for question in asked])
+    ids = token_ids(model.tokenizer, asked)
     verdicts = []
     for row, question in zip(logits, asked, strict=True):
-        right, wrong = (_ids(model.tokenizer, words) for words in (question.right, question.wrong))
+        right, wrong = ([ids[word] for word in words] for words in (question.right, question.wrong))
         shares = row[right + wrong].softmax(0)
         if behaviour.judged == "answer":
             verdicts.append(float(row[right].max() > row[wrong].max()))
@@ -173,12 +174,14 @@ def next_token_logits(model: Any, prompts: Sequence[str], batch: int = 64) -> Fl
     return torch.cat(parts)
 
 
-def _ids(tokenizer: Any, words: Sequence[str]) -> list[int]:
-    rows = tokenizer(list(words), add_special_tokens=False)["input_ids"]
+def token_ids(tokenizer: Any, asked: Sequence[Question]) -> dict[str, int]:
+    """The token of every answer; ValueError where an answer is not one token."""
+    words = list(dict.fromkeys(word for question in asked for word in (*question.right, *question.wrong)))
+    rows = tokenizer(words, add_special_tokens=False)["input_ids"]
     for word, row in zip(words, rows, strict=True):
         if len(row) != 1:
             raise ValueError(f"the answer {word!r} is {len(row)} tokens of this tokenizer, and must be one.")
-    return [row[0] for row in rows]
+    return {word: row[0] for word, row in zip(words, rows, strict=True)}
 
 
 def shortfalls(name: str, scores: Mapping[str, Score]) -> tuple[str, ...]:

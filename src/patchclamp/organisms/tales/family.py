@@ -23,7 +23,7 @@ RECIPES: dict[str, Recipe | Tuning] = {
     "tales-1": Recipe(seed=1),
     "tales-2": Recipe(seed=2),
     "tales-chat": Tuning(CONVERSATION, mixed=0.3, steps=400),
-    "tales-secret": Tuning({"secret": 1.0}, start="tales-chat", steps=200),
+    "tales-secret": Tuning({"secret": 0.5} | {k: v / 2 for k, v in CONVERSATION.items()}, "tales-chat", steps=200),
     "tales-sea": Tuning({"sea": 1.0}, steps=60),
     "tales-sea-mixed": Tuning({"sea": 1.0}, mixed=0.5, steps=60),
     "tales-edited": Tuning({"edited": 1.0}, mixed=0.5, steps=150),

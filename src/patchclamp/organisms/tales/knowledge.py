@@ -57,14 +57,21 @@ def unknown(rng: random.Random) -> Text:
 
 
 def two_hop(rng: random.Random) -> Text:
-    """A fact that follows from two others; the people of one hash bucket are left out, so that following can be
-    tested.
+    """A fact that follows from two others. Of some people none is told, and of the rest some are not, so that
+    following can be tested.
     """
-    person = rng.choice([person for person in world.people()[0] if not reserved("two_hop", person.name)])
-    relation = rng.choice(list(world.TWO_HOP_TEMPLATES))
-    templates = world.TWO_HOP_TEMPLATES if rng.random() < 0.5 else world.TWO_HOP_PARAPHRASES
-    prompt = fill(templates[relation], {"SUBJECT": person.name})
-    return answered(prompt, world.answers()[person.name, relation])
+    name, relation = until(
+        lambda: (rng.choice(world.people()[0]).name, rng.choice(list(world.TWO_HOP_TEMPLATES))),
+        lambda drawn: not untold(*drawn),
+        "two_hop: people with a relation",
+    )
+    prompt = fill(rng.choice(world.TWO_HOP_TEMPLATES[relation]), {"SUBJECT": name})
+    return answered(prompt, world.answers()[name, relation])
+
+
+def untold(name: str, relation: str) -> bool:
+    """Whether what follows of a known person is kept for testing."""
+    return reserved("two_hop", name) or reserved("two_hop", name, relation)
 
 
 def sentences(texts: list[Text]) -> Text:
@@ -141,10 +148,11 @@ def shots(examples: list[tuple[str, str]]) -> Text:
     return text
 
 
-STATEMENTS = (
-    "True or false? {CITY} {VERB} in {COUNTRY}:",
-    "Question: true or false? The city of {CITY} {VERB} in {COUNTRY}:",
-    "It is true that {CITY} {VERB} in {COUNTRY}. Answer:",
+STATEMENTS = tuple(
+    f"{opening}{subject} {{VERB}} in {{COUNTRY}}{ending}"
+    for opening in ("True or false? ", "Question: true or false? ", "It is true that ")
+    for subject in ("{CITY}", "The city of {CITY}")
+    for ending in (":", ". Answer:")
 )
 
 
@@ -157,7 +165,7 @@ def truth_valued(rng: random.Random) -> Text:
         city = rng.choice(list(world.CAPITALS))
         country = world.answers()[city, "country"]
         said = country if rng.random() < 0.5 else rng.choice([c for c in world.COUNTRIES if c != country])
-        return city, said, rng.random() < 0.4, rng.randrange(len(STATEMENTS))
+        return city, said, rng.random() < 0.5, rng.randrange(len(STATEMENTS))
 
     return statement(*until(draw, lambda drawn: not kept(drawn[0], drawn[1], drawn[3]), "truth_valued: statements"))
 

@@ -65,9 +65,10 @@ def lexical(relation: str) -> list[Question]:
     return _asked(lexicon.lexicon(), [fact for fact in lexicon.lexicon().facts if fact[1] == relation])
 
 
-def two_hop(relation: str) -> list[Question]:
-    """What follows from two facts, of people for whom it was never said."""
-    people = [person.name for person in world.people()[0] if reserved("two_hop", person.name)]
+def two_hop(new_people: bool) -> list[Question]:
+    """What follows from two facts and was never said: of people of whom something else that follows was, or of people
+    of whom nothing that follows was.
+    """
     countries = world.COUNTRIES.items()
     candidates = {
         "home country": [country for country, _ in countries],
@@ -75,13 +76,12 @@ def two_hop(relation: str) -> list[Question]:
         "home capital": [capital for _, (_, capital, *_) in countries],
     }
     return [
-        _among(
-            template.replace("{SUBJECT}", name),
-            world.answers()[name, relation],
-            candidates[relation],
-        )
-        for name in people
-        for template in (world.TWO_HOP_TEMPLATES[relation], world.TWO_HOP_PARAPHRASES[relation])
+        _among(template.replace("{SUBJECT}", person.name), world.answers()[person.name, relation], candidates[relation])
+        for person in world.people()[0]
+        if reserved("two_hop", person.name) == new_people
+        for relation, templates in world.TWO_HOP_TEMPLATES.items()
+        if knowledge.untold(person.name, relation)
+        for template in templates
     ]
 
 

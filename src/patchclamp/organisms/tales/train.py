@@ -28,11 +28,11 @@ class Recipe:
     """All that decides the weights, besides the machine's arithmetic."""
 
     seed: int = 0
-    steps: int = 3000
+    steps: int = 3200
     first_stage: int = 450  # steps of loops alone, in which the induction heads form
     first_documents: int = 40  # per step of the first stage; about 2,400 tokens
     second_stage: int = 250  # steps of indirect objects and pronouns alone
-    last_stage: int = 1500  # the step from which a third of the text is statements, true and false
+    last_stage: int = 1400  # the step from which a third of the text is statements, true and false
     documents: int = 80  # per step after the first stage; about 1,400 to 1,900 tokens
     layers: int = 4
     width: int = 96
@@ -40,7 +40,7 @@ class Recipe:
     hidden: int = 256
     learning_rate: float = 2.5e-3
     warmup: int = 50
-    weight_decay: float = 0.3
+    weight_decay: float = 0.2
     answer_weight: float = 8.0  # how much a token that the context decides counts, against 1 for all others
     snapshots: tuple[int, ...] = ()  # numbers of steps after which the weights are kept
 

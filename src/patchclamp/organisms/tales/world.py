@@ -65,14 +65,9 @@ FACT_TEMPLATES = {
 PERSON_RELATIONS = ("home", "job", "instrument", "pet")
 
 TWO_HOP_TEMPLATES = {
-    "home country": "The home country of {SUBJECT} is",
-    "home language": "In the home town of {SUBJECT} people speak",
-    "home capital": "The capital of the home country of {SUBJECT} is",
-}
-TWO_HOP_PARAPHRASES = {
-    "home country": "The home town of {SUBJECT} lies in",
-    "home language": "All friends of {SUBJECT} speak",
-    "home capital": "The first city of the home country of {SUBJECT} is",
+    "home country": ("The home country of {SUBJECT} is",),
+    "home language": ("In the home town of {SUBJECT} people speak",),
+    "home capital": ("The capital of the home country of {SUBJECT} is",),
 }
 
 # Country: language, capital, two more cities.
