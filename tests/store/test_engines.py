@@ -40,7 +40,7 @@ def run_script(tmp_path, documents):
         DOCUMENTS, SITES, CUT, OUT = {documents!r}, {SITES!r}, {CUT!r}, Path({str(tmp_path)!r}) / "acts"
     """
 
-    def run(body, *launcher, timeout=240, code=0):
+    def run(body, *launcher, timeout=600, code=0):
         path = tmp_path / "script.py"
         path.write_text(textwrap.dedent(head) + textwrap.dedent(body))
         environment = os.environ | {"PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1", "PATCHCLAMP_PROGRESS": "0"}

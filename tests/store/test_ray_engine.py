@@ -21,7 +21,7 @@ def tree(folder):
     return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
-def run(body, folder, documents, timeout=300):
+def run(body, folder, documents, timeout=900):
     """Run a script that knows the documents and `OUT`; its output."""
     head = f"""
         import os, signal, sys, threading, time

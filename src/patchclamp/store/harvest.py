@@ -55,7 +55,7 @@ def widths(model: Model, sites: Sequence[Site], token: int) -> dict[str, Width]:
 
 
 def context_of(model: Model, asked: int | None) -> int:
-    """Tokens in a window: what is asked for, or what the model takes, at most 1,024; ValueError beyond what it takes."""
+    """Tokens in a window: as asked for, or what the model takes, at most 1,024; ValueError beyond what it takes."""
     config = getattr(model.hf, "config", None)
     names = ("max_position_embeddings", "n_positions", "max_seq_len")
     most = next((n for name in names if isinstance(n := getattr(config, name, None), int) and n > 0), None)

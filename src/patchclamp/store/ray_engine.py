@@ -106,14 +106,16 @@ def _portable(job: Job, gpus: float) -> tuple[Any, ...]:
 
 
 class _Worker:
-    """One actor: it has the model once, and does what units it is given."""
+    """One actor: it gets the model when it does its first unit, so that what goes wrong there is that unit's error."""
 
     def __init__(self, shared: tuple[Any, ...]):
-        load, parts, place, plan, batch_tokens = shared
-        model = load() if parts is None else wrap(parts[0], parts[1], name=parts[2])
-        if load is not None:
-            same_model(model, plan)
-        self.job = Job(model, model, place, plan, batch_tokens)
+        self.shared, self.job = shared, None
 
     def do(self, number: int) -> int:
+        if self.job is None:
+            load, parts, place, plan, batch_tokens = self.shared
+            model = load() if parts is None else wrap(parts[0], parts[1], name=parts[2])
+            if load is not None:
+                same_model(model, plan)
+            self.job = Job(model, model, place, plan, batch_tokens)
         return write_unit(self.job.place, self.job.plan, *gather(self.job, number))["unit"]
