@@ -15,7 +15,7 @@ def _group(name: str, seed: int) -> Organism:
     return Organism(
         name=f"groups:{name}" + (f"-{seed}" if seed else ""),
         summary=f"an MLP that composes elements of {_GROUPS[name]}, seed {seed}",
-        known="the group's table and characters; which irreps explain its logits; its split",
+        known="the group's table and characters; how much each irrep explains of its logits; its split",
         module=f"{_HERE}.groups",
     )
 
@@ -32,6 +32,13 @@ ORGANISMS: tuple[Organism, ...] = (
         summary="the same modulo 59",
         known="its key frequencies, as directions; its split",
         module=f"{_HERE}.modular_addition",
+    ),
+    *(_group(name, seed) for name, seeds in _SEEDS.items() for seed in range(seeds)),
+    Organism(
+        name="groups:s4-random",
+        summary="the control of groups: the same MLP on a random table of 24 by 24",
+        known="that it knows its training pairs by heart and nothing else",
+        module=f"{_HERE}.groups",
     ),
     Organism(
         name="induction",
