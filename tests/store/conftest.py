@@ -46,8 +46,3 @@ def forked():
         if process.is_alive():
             process.kill()
         process.join()
-
-
-def tree(folder):
-    """Every file of a folder with its bytes."""
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
