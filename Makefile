@@ -43,6 +43,11 @@ TORCH := torch==2.13.0
 	$(PIP) install $(TORCH) --editable . --group dev
 	@touch $@
 
+.venv/.slow: .venv/.dev
+	@echo "Installing what the slow tests need."
+	$(PIP) install $(TORCH) --editable . --group slow
+	@touch $@
+
 .venv/.docs: .venv/.package
 	@echo "Installing what the documentation needs."
 	$(PIP) install $(TORCH) --editable . --group docs
@@ -64,7 +69,7 @@ lint: .venv/.dev
 test: lint
 	$(BIN)/pytest -n $(WORKERS) -m "not slow"
 
-test-all: lint
+test-all: lint .venv/.slow
 	$(BIN)/pytest -n $(WORKERS)
 
 bench:

@@ -32,6 +32,7 @@ _NAMES = {
     "load": "loading",
     "patch": "interventions",
     "project_out": "interventions",
+    "record": "store",
     "scale": "interventions",
     "span": "positions",
     "wrap": "model",
@@ -45,6 +46,7 @@ _ROOMS = (
     "organisms",
     "patching",
     "sites",
+    "store",
     "studies",
     "tasks",
     "views",
@@ -80,6 +82,7 @@ if TYPE_CHECKING:
         organisms,
         patching,
         sites,
+        store,
         studies,
         tasks,
         views,
@@ -90,4 +93,5 @@ if TYPE_CHECKING:
     from patchclamp.positions import span
     from patchclamp.recording import Keep, Norm, Project, Recording, TopK, keep
     from patchclamp.sites import Site, SiteError
+    from patchclamp.store import record
     from patchclamp.tasks import Task
