@@ -16,6 +16,8 @@ HELP = [
     ["--help"],
     ["investigate", "--help"],
     ["doctor", "--help"],
+    ["record", "--help"],
+    ["train", "--help"],
     ["study", "--help"],
     ["studies", "--help"],
     ["organisms", "--help"],
@@ -64,7 +66,7 @@ def test_help_answers_within_half_a_second():
 def test_every_command_is_in_the_help(capsys):
     assert run("--help") == 0
     shown = capsys.readouterr().out
-    for name in ("investigate", "doctor", "study", "studies", "organisms"):
+    for name in ("investigate", "doctor", "record", "train", "study", "studies", "organisms"):
         assert f"• {name}" in shown
 
 
@@ -161,3 +163,19 @@ def test_nothing_global_is_touched(checkpoint, capsys):
     run("doctor", checkpoint)
     assert torch.equal(state, torch.get_rng_state())
     assert threads == torch.get_num_threads() and here == dict(os.environ)
+
+
+def test_activations_are_recorded_and_a_dictionary_is_learned_from_them(tmp_path, capsys):
+    from patchclamp import dictionaries, organisms
+
+    texts = [document.text for document in organisms.truth("tales").documents(80, seed=0)]
+    (tmp_path / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    out, site = tmp_path / "acts", "resid_post.1"
+    assert run("record", "organism:tales", tmp_path / "texts.jsonl", "--sites", site, "--out", out) == 0
+    assert "rows" in capsys.readouterr().out
+    learn = ("train", out, "--site", site, "--part", "TopK", "--width", 32, "--out", tmp_path / "dictionary")
+    assert run(*learn, "--k", 4) == 0
+    found = dictionaries.load(tmp_path / "dictionary")
+    assert found.width == 32 and found.k == 4
+    assert run(*learn, "--l0", 4) == 2
+    assert "TopK is given k; got l0" in capsys.readouterr().err

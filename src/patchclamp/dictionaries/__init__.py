@@ -20,5 +20,6 @@ from patchclamp.dictionaries.parts import Matryoshka as Matryoshka
 from patchclamp.dictionaries.parts import PAnneal as PAnneal
 from patchclamp.dictionaries.parts import ReLU as ReLU
 from patchclamp.dictionaries.parts import TopK as TopK
+from patchclamp.dictionaries.parts import part as part
 from patchclamp.dictionaries.train import train as train
 from patchclamp.dictionaries.trainer import Trainer as Trainer

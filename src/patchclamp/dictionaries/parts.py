@@ -14,9 +14,10 @@ A part says how codes come of pre-activations. Penalties are in units of normali
 squared norm of a row is its dimension.
 """
 
+import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, fields
+from typing import Any, get_args
 
 import torch
 from jaxtyping import Float
@@ -303,3 +304,30 @@ class Matryoshka:
 
 
 Part = Chosen | Penalised | Matryoshka
+
+
+def part(
+    name: str,
+    *,
+    k: int | None = None,
+    l0: float | None = None,
+    l1: float | None = None,
+    groups: tuple[int, ...] = (),
+) -> Part:
+    """The part called `name`, as a command line says it. ValueError where it is none, or does not have such a setting.
+
+    >>> part("BatchTopK", k=32, groups=(64, 256))
+    Matryoshka(inner=BatchTopK(k=32, auxiliary=0.03125), groups=(64, 256))
+    """
+    kinds = {kind.__name__: kind for kind in (*get_args(Chosen), *get_args(Penalised))}
+    if name not in kinds:
+        near = difflib.get_close_matches(name, kinds, 1)
+        hint = f"; did you mean {near[0]!r}?" if near else "."
+        raise ValueError(f"no part is called {name!r}{hint} There are {', '.join(kinds)}.")
+    given = {key: value for key, value in {"k": k, "l0": l0, "l1": l1}.items() if value is not None}
+    has = {field.name for field in fields(kinds[name])}
+    if not given or not given.keys() <= has:
+        wants = " or ".join(sorted(has & {"k", "l0", "l1"}))
+        raise ValueError(f"{name} is given {wants}; got {', '.join(given) or 'nothing'}")
+    inner = kinds[name](**given)
+    return Matryoshka(inner, groups) if groups else inner

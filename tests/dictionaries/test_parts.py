@@ -1,0 +1,24 @@
+import pytest
+
+from patchclamp.dictionaries import BatchTopK, Gated, JumpReLU, Matryoshka, ReLU, TopK, part
+
+
+def test_parts_are_made_by_name():
+    assert part("TopK", k=3) == TopK(k=3)
+    assert part("ReLU", l1=0.5) == ReLU(l1=0.5)
+    assert part("Gated", l0=9) == Gated(l0=9)
+    assert part("JumpReLU", l0=9) == JumpReLU(l0=9)
+    assert part("BatchTopK", k=3, groups=(8, 16)) == Matryoshka(BatchTopK(k=3), (8, 16))
+
+
+def test_wrong_names_and_settings_are_refused():
+    with pytest.raises(ValueError, match="no part is called 'Topk'; did you mean 'TopK'"):
+        part("Topk", k=3)
+    with pytest.raises(ValueError, match="TopK is given k; got l0"):
+        part("TopK", l0=3)
+    with pytest.raises(ValueError, match="ReLU is given l0 or l1; got nothing"):
+        part("ReLU")
+    with pytest.raises(ValueError, match="growing prefixes"):
+        Matryoshka(TopK(k=2), groups=(16, 8))
+    with pytest.raises(ValueError, match="l0=-1"):
+        JumpReLU(l0=-1)
