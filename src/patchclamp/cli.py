@@ -106,7 +106,7 @@ class Record:
     """
 
     model: Positional[ModelName]
-    corpus: Positional[Annotated[str, tyro.conf.arg(metavar="TEXTS", help="a folder, .txt or .jsonl files, a dataset")]]
+    corpus: Positional[Annotated[str, tyro.conf.arg(metavar="TEXTS", help="files, folder, dataset, or organism:NAME")]]
     sites: tuple[str, ...]
     """sites or patterns of sites"""
     out: Annotated[str, tyro.conf.arg(metavar="DIR|URL", help="a folder, or any URL that fsspec knows")]
@@ -121,12 +121,13 @@ class Record:
     seed: Seed = 0
 
     def run(self) -> int:
-        from patchclamp import store
+        from patchclamp import organisms, store
         from patchclamp.loading import load
 
+        name = self.corpus.removeprefix("organism:")
         made = store.record(
             load(self.model),
-            self.corpus,
+            self.corpus if name == self.corpus else organisms.truth(name),
             self.sites,
             self.out,
             tokens=self.tokens,
