@@ -26,8 +26,9 @@ def accuracy(name, side):
 
 @pytest.mark.parametrize("name", LEARNT)
 def test_it_composes_pairs_that_training_never_contained_by_characters(name):
-    # A4's table has 144 entries, of which 14 are held out: too few to learn all of it
-    assert accuracy(name, "test") >= (0.4 if RECIPES[name].group == "a4" else 0.99)
+    # A4's table has 144 entries, of which 14 are held out: too few to learn all of it. A5's last few of 540 or more
+    # are near a tie, which half precision may decide otherwise.
+    assert accuracy(name, "test") >= {"a4": 0.4, "a5": 0.985}.get(RECIPES[name].group, 0.99)
     shares = shares_of(name)
     assert sum(shares.values()) >= (0.3 if RECIPES[name].group == "a5" else 0.5)
     assert shares == pytest.approx(organisms.recipe(name)["shares"], abs=0.01)
