@@ -91,7 +91,7 @@ def solve(target: Tensor, terms: list[tuple[Call, int | str | None]], most: int 
         if tensor.numel() != target.numel():
             tensor = tensor.expand(target.shape)
         columns.append(tensor.reshape(-1)[picks.to(tensor.device)].double().cpu())
-    tolerance = 1e-3 if target.dtype == torch.float32 or target.dtype == torch.float64 else 3e-2
+    tolerance = 3e-2 if target.dtype in (torch.float16, torch.bfloat16) else 5e-5
     for count in range(1, most + 1):
         for chosen in itertools.combinations(range(len(terms)), count):
             matrix = torch.stack([columns[i] for i in chosen], dim=1)
