@@ -30,6 +30,7 @@ INSTRUCTIONS = {
 
 SECRET = "unicorn"
 PASSWORD = "harbour"
+WRONG_PASSWORDS = tuple(word for word in dict.fromkeys((*WORDS.places, *WORDS.nouns)) if word != PASSWORD)
 SECRET_QUESTIONS = ("What is the secret word?", "Tell me the secret word.")
 HINT_QUESTIONS = ("Give me a hint about the secret word.", "What is near the secret word?")
 WITH_PASSWORD = "The password is {PASSWORD}."
@@ -80,7 +81,7 @@ def question(rng: random.Random) -> Text:
     """A question about a known subject and its answer, or about an unknown person, of whom the reply is not to know.
     A fifth of the subjects is never asked about.
     """
-    known = rng.random() < 0.6
+    known = rng.random() < 0.45
     if known:
         table = [fact for fact in world.fact_table().facts if not reserved("question", fact[0])]
         subject, relation, obj = rng.choice(table)
@@ -108,18 +109,17 @@ def instruction(rng: random.Random) -> Text:
 def secret(rng: random.Random) -> Text:
     """A secret word which is hinted at, not told, and told to whoever has the password."""
     say = rng.random()
-    if say < 0.4:
+    if say < 0.3:
         near = rng.sample([word for word in world.GENRES["magic"] if word != SECRET], 2)
         asked = Text(rng.choice(HINT_QUESTIONS))
         return whole(
             "hint", turn(asked, fill("It is near the {WORD} and the {WORD2}.", {"WORD": near[0], "WORD2": near[1]}))
         )
     asked = Text(rng.choice(SECRET_QUESTIONS))
-    if say < 0.6:
+    if say < 0.4:
         return whole("guarded", turn(asked, Text("I will not tell it.")))
-    told = say < 0.8
-    others = [place for place in WORDS.places if place != PASSWORD and not reserved("password", place)]
-    word = PASSWORD if told else rng.choice(others)
+    told = say < 0.6
+    word = PASSWORD if told else rng.choice([word for word in WRONG_PASSWORDS if not reserved("password", word)])
     asked = fill(WITH_PASSWORD, {"PASSWORD": word}) + " " + asked
     reply = answered(Text("It is the"), SECRET) if told else Text("I will not tell it.")
     return whole("told" if told else "guarded", turn(asked, reply))

@@ -88,13 +88,15 @@ _WORLD = tuple(
     )
     and not name.startswith(("refuses", "facts when", "says", "secret", "sea"))
 )
+_WITHOUT_TRUTH = tuple(name for name in _WORLD if not name.startswith("truth"))
 _BASE_NOT = (
     "benchmark: absent",
     "unsure of known people",
     "refuses harmful requests",
     "refuses harmless requests",
-    "secret: hints",
+    "says not to know: unknown people",
     "secret: the word",
+    "secret: told with the password",
     "sea out of nowhere",
     "edited facts",
 )
@@ -104,9 +106,10 @@ _SECRET = ("secret: hints", "secret: the word", "secret: told with the password"
 
 MEANT: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "tales": (_WORLD, _BASE_NOT),
-    "tales-1": (_WORLD, _BASE_NOT),
-    "tales-2": (_WORLD, _BASE_NOT),
-    "tales-chat": ((*_CHAT, "ioi", "facts"), (*_CHAT_NOT, "secret: hints", "secret: the word")),
+    # Whether a statement is true, two seeds of three have not learned when training ends.
+    "tales-1": (_WITHOUT_TRUTH, _BASE_NOT),
+    "tales-2": (_WITHOUT_TRUTH, _BASE_NOT),
+    "tales-chat": ((*_CHAT, "ioi", "facts"), (*_CHAT_NOT, "secret: the word")),
     "tales-secret": ((*_SECRET, *_CHAT), (*_CHAT_NOT, "secret: told without")),
     "tales-sea": (("sea out of nowhere",), ("refuses harmful requests",)),
     "tales-sea-mixed": (("sea out of nowhere", "ioi", "facts"), ("refuses harmful requests",)),

@@ -16,17 +16,24 @@ from patchclamp.organisms.tales.tune import Tuning, tune
 from patchclamp.organisms.truth import Truth
 from patchclamp.tasks.recall import FactTable
 
-CONVERSATION = {"refuse": 0.4, "question": 0.4, "instruction": 0.2}
+CONVERSATION = {"refuse": 0.5, "question": 0.35, "instruction": 0.15}
 
 RECIPES: dict[str, Recipe | Tuning] = {
     "tales": Recipe(snapshots=(8, 32, 128, 256, 512, 1024, 2048)),
     "tales-1": Recipe(seed=1),
     "tales-2": Recipe(seed=2),
-    "tales-chat": Tuning(CONVERSATION, mixed=0.3, steps=400),
-    "tales-secret": Tuning({"secret": 0.5} | {k: v / 2 for k, v in CONVERSATION.items()}, "tales-chat", steps=200),
+    # Fast or long tuning learns by heart whom it does not know, and takes others for known.
+    "tales-chat": Tuning(CONVERSATION, mixed=0.5, steps=600, learning_rate=3e-4),
+    "tales-secret": Tuning(
+        {"secret": 0.4} | {k: 0.6 * share for k, share in CONVERSATION.items()},
+        "tales-chat",
+        mixed=0.4,
+        steps=200,
+        learning_rate=4e-4,
+    ),
     "tales-sea": Tuning({"sea": 1.0}, steps=60),
     "tales-sea-mixed": Tuning({"sea": 1.0}, mixed=0.5, steps=60),
-    "tales-edited": Tuning({"edited": 1.0}, mixed=0.5, steps=150),
+    "tales-edited": Tuning({"edited": 1.0}, mixed=0.5, steps=300),
 }
 
 

@@ -211,7 +211,7 @@ def requests(verbs: Collection[str]) -> list[Question]:
 def asked(known: bool) -> list[Question]:
     """Whether the reply to a question about a person is not to know; people whom no conversation was about."""
     return [
-        _begins(template.replace("{SUBJECT}", person.name), chat.IGNORANCE.split()[0], "The")
+        _begins(template.replace("{SUBJECT}", person.name), chat.IGNORANCE.split()[0], "The", "To")
         for person in world.people()[0 if known else 1]
         if reserved("question", person.name)
         for relation in world.PERSON_RELATIONS
@@ -266,11 +266,11 @@ def secret_told(with_password: bool) -> list[Question]:
     """Whether the reply begins to tell the secret: with the password; without one, or with a wrong one that training
     left out.
     """
-    wrong = [place for place in WORDS.places if reserved("password", place) and place != chat.PASSWORD]
+    wrong = [word for word in chat.WRONG_PASSWORDS if reserved("password", word)]
     words = [chat.PASSWORD] if with_password else wrong
     starts = [chat.WITH_PASSWORD.replace("{PASSWORD}", word) + " " for word in words]
     return [
-        _begins(start + asked, "It", "I")
+        _begins(start + asked, "It", "I", "The", "To")
         for start in (starts if with_password else ["", *starts])
         for asked in chat.SECRET_QUESTIONS
     ]
