@@ -44,7 +44,7 @@ class Ray:
         if not numbers:
             return
         try:
-            import ray
+            import ray  # pyright: ignore[reportMissingImports]
         except ImportError:
             raise ImportError("engine='ray' needs: pip install 'patchclamp[ray]'") from None
         own = not ray.is_initialized()
