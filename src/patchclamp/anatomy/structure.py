@@ -91,8 +91,10 @@ def solve(target: Tensor, terms: list[tuple[Call, int | str | None]], most: int 
         if tensor.numel() != target.numel():
             tensor = tensor.expand(target.shape)
         columns.append(tensor.reshape(-1)[picks.to(tensor.device)].double().cpu())
-    tolerance = 3e-2 if target.dtype in (torch.float16, torch.bfloat16) else 5e-5
-    for count in range(1, most + 1):
+    # A summand may be a thousand times smaller than its neighbours, so that a sum without it is nearly right: the exact
+    # one is looked for first.
+    tolerances = (3e-2,) if target.dtype in (torch.float16, torch.bfloat16) else (5e-5, 1e-3)
+    for tolerance, count in itertools.product(tolerances, range(1, most + 1)):
         for chosen in itertools.combinations(range(len(terms)), count):
             matrix = torch.stack([columns[i] for i in chosen], dim=1)
             factors = torch.linalg.lstsq(matrix, wanted).solution

@@ -139,7 +139,7 @@ def train(
                     bar.update(job, completed=place.seen, description=_line(said))
                 if done:
                     break
-            if place == began:
+            if place == began and not place.row:
                 raise ValueError(f"the data gave no row after row {place.row} of epoch {place.epoch}")
             if place.seen < tokens:
                 place = _Place(place.epoch + 1, 0, place.seen)

@@ -34,7 +34,7 @@ class Moments:
     @classmethod
     def of(cls, rows: Float[Tensor, "row d"]) -> "Moments":
         """Of a piece, in float64, a thousand rows at a time."""
-        return merged([cls._of(part) for part in rows.split(1024)] or [cls.none(rows.shape[1])])
+        return merged([cls._of(part) for part in rows.split(1024)]) if len(rows) else cls.none(rows.shape[1])
 
     @classmethod
     def none(cls, d: int) -> "Moments":
