@@ -44,11 +44,6 @@ class NetworkConfig(PreTrainedConfig):
 
     activation: str = "relu"
 
-    @property
-    def inputs(self) -> int:
-        """How many numbers one input has."""
-        raise NotImplementedError
-
     def __post_init__(self, **kwargs: Any):
         mine = [field.name for field in fields(self) if field.name not in PreTrainedConfig.__dataclass_fields__]
         unknown = [name for name in kwargs if name not in _OF_TRANSFORMERS]
@@ -76,6 +71,7 @@ class MLPConfig(NetworkConfig):
 
     @property
     def inputs(self) -> int:
+        """How many numbers one input has."""
         return self.widths[0]
 
     def __post_init__(self, **kwargs: Any):
@@ -95,6 +91,7 @@ class CNNConfig(NetworkConfig):
 
     @property
     def inputs(self) -> int:
+        """How many numbers one input has."""
         return self.channels[0] * self.image_size**2
 
     def __post_init__(self, **kwargs: Any):
@@ -114,6 +111,7 @@ class ToyAutoencoderConfig(NetworkConfig):
 
     @property
     def inputs(self) -> int:
+        """How many numbers one input has."""
         return self.features
 
     def __post_init__(self, **kwargs: Any):
@@ -127,7 +125,7 @@ class ToyAutoencoderConfig(NetworkConfig):
 class Network(PreTrainedModel):
     """What the three networks share: their inputs' name, and PyTorch's own initialisation of layers."""
 
-    config: NetworkConfig
+    config: MLPConfig | CNNConfig | ToyAutoencoderConfig
 
     main_input_name = "inputs"
 

@@ -135,7 +135,11 @@ def store(
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(out, state_dict=_half(model))
-    config = json.loads((out / "config.json").read_text())
+    # A part that was loaded says from where: a path of this machine, which is nobody's business.
+    config = json.loads(
+        (out / "config.json").read_text(),
+        object_hook=lambda part: {key: value for key, value in part.items() if key != "_name_or_path"},
+    )
     (out / "config.json").write_text(json.dumps(config | {"dtype": "float32"}, indent=2) + "\n")
     if tokenizer is not None:
         tokenizer.save_pretrained(out)
