@@ -108,7 +108,7 @@ def test_doctor_ends_with_1_where_an_equation_fails(checkpoint, monkeypatch, cap
 def test_second_stacks_are_told_apart(tmp_path):
     import patchclamp as pc
 
-    rows = {row["site"]: row for row in cli.places(pc.wrap(build("t5")))}
+    rows = {row["site"]: row for row in cli.models.places(pc.wrap(build("t5")))}
     assert rows["encoder.z.0"]["where"].startswith("input of encoder.block.0")
     assert rows["z.0"]["where"].startswith("input of decoder.block.0")
     assert rows["encoder.z.0"]["holds"] is True and rows["cross_z.0"]["where"] != rows["z.0"]["where"]
