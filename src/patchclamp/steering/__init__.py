@@ -1,0 +1,23 @@
+"""Steering: directions in activation space, how they are found, and what adding or removing them does.
+
+direction = pc.steering.difference(model, joyful, sad, site="resid_post.2")
+model.generate("The day", do=[direction.add(1.5)], max_new_tokens=12).text
+found = pc.steering.tune(model, direction, behaviour, neutral=texts)        # effect against cost, by strength
+"""
+
+from patchclamp.steering import behaviour as behaviour
+from patchclamp.steering.behaviour import Behaviour as Behaviour
+from patchclamp.steering.behaviour import Neutral as Neutral
+from patchclamp.steering.direction import Direction as Direction
+from patchclamp.steering.direction import DirectionError as DirectionError
+from patchclamp.steering.direction import load as load
+from patchclamp.steering.direction import random as random
+from patchclamp.steering.direction import writes as writes
+from patchclamp.steering.means import activations as activations
+from patchclamp.steering.means import difference as difference
+from patchclamp.steering.means import differences as differences
+from patchclamp.steering.means import mean as mean
+from patchclamp.steering.means import mean_centred as mean_centred
+from patchclamp.steering.means import principal as principal
+from patchclamp.steering.tune import Response as Response
+from patchclamp.steering.tune import tune as tune
