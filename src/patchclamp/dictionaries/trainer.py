@@ -194,7 +194,7 @@ class Trainer:
         if isinstance(part, parts.Gated):
             gate = pre.relu() @ t["W_dec"].detach() + t["b_dec"].detach()
             loss = loss + ((y - gate) ** 2).sum()
-        penalty = part.penalty(pre, codes, t, along)
+        penalty = part.penalty(pre, codes * self._lengths(), t, along)
         l0 = (codes.detach() > 0).sum() / len(x)
         if isinstance(part, parts.JumpReLU):
             loss = loss / variance + penalty * min(1.0, self.taken / self.warmup)
@@ -270,6 +270,14 @@ class Trainer:
         if self.steps is None:
             return up
         return up * min(1.0, max(0.0, (self.steps - self.taken) / (0.2 * self.steps)))
+
+    def _lengths(self) -> Float[Tensor, " width"] | float:
+        """What a penalty weighs the codes of a crosscoder by: the summed norms of the decoder rows. They are 1 at every
+        step, but their slopes shrink each model's row by as much, and not in proportion (Lindsey et al. 2024).
+        """
+        if len(self.shape_out) == 1:
+            return 1.0
+        return self.tensors["W_dec"].unflatten(1, (self.shape_out[0], -1)).norm(dim=2).sum(1)
 
     def _unit(self, decoder: Tensor) -> Tensor:
         return self._unit_(decoder.clone())
