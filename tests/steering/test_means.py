@@ -65,7 +65,7 @@ def test_too_few_rows_and_unpaired_sides_are_refused(model):
         mean(model, prompts(0, n=3, longest=4)[:1], site="resid_post.0", pos=-1)
     with pytest.raises(DirectionError, match="as many rows"):
         principal(model, prompts(0, n=12), prompts(1, n=11), site="resid_post.0")
-    with pytest.raises(DirectionError, match="pattern names 2"):
+    with pytest.raises(DirectionError, match="pattern names 3"):
         difference(model, prompts(0), prompts(1), site="resid_post.*")
     with pytest.raises(DirectionError, match="tensor by prompt"):
         activations(model, prompts(0), "resid_post.0", pos=torch.zeros(12, 1))
