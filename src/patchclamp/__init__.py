@@ -40,6 +40,7 @@ _NAMES = {
 _ROOMS = (
     "circuits",
     "dictionaries",
+    "editing",
     "interventions",
     "investigate",
     "metrics",
@@ -77,6 +78,7 @@ if TYPE_CHECKING:
     from patchclamp import (
         circuits,
         dictionaries,
+        editing,
         interventions,
         investigate,
         metrics,
