@@ -18,6 +18,7 @@ HELP = [
     ["doctor", "--help"],
     ["record", "--help"],
     ["train", "--help"],
+    ["steer", "--help"],
     ["study", "--help"],
     ["studies", "--help"],
     ["organisms", "--help"],
@@ -179,3 +180,24 @@ def test_activations_are_recorded_and_a_dictionary_is_learned_from_them(tmp_path
     assert found.width == 32 and found.k == 4
     assert run(*learn, "--l0", 4) == 2
     assert "TopK is given k; got l0" in capsys.readouterr().err
+
+
+def test_steer_finds_a_direction_and_writes_its_curve(tmp_path, capsys):
+    """From one place to another in `tales`: what the prompts have more of is written more often."""
+    names = ("Mary", "John", "Anna", "Tom", "Paul", "Emma", "Mark", "Lucy")
+    texts = {
+        "high": [f"{name} went to the park. The park was big." for name in names],
+        "low": [f"{name} went to the store. The store was big." for name in names],
+        "prompts": [f"{name} had a bag. At the" for name in names],
+    }
+    for key, lines in texts.items():
+        (tmp_path / key).write_text("\n".join(lines))
+    files = ["--positive", tmp_path / "high", "--negative", tmp_path / "low", "--prompts", tmp_path / "prompts"]
+    files += ["--neutral", tmp_path / "low", "--out", tmp_path / "out", "--json", tmp_path / "out.json"]
+    options = ["--words", "park", "--strengths", 0, 2, "--budget", 9, "--sites", "resid_post.2"]
+    assert run("steer", *files, *options) == 0
+    kept = json.loads((tmp_path / "out.json").read_text())
+    assert kept["site"] == "resid_post.2" and [row["strength"] for row in kept["curve"]] == [0, 2]
+    assert (tmp_path / "out" / "report.html").exists() and (tmp_path / "out" / "direction.safetensors").exists()
+    assert run("steer", *files) == 2
+    assert "either --words or --starts" in capsys.readouterr().err

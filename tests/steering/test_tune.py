@@ -48,6 +48,8 @@ def test_it_is_kept_and_drawn(found, tmp_path):
     assert kept["site"] == "resid_post.3" and len(kept["curve"]) == 4
     assert torch.equal(load(tmp_path / "direction.safetensors").vector, found.direction.vector)
     assert len(found.plot().data) >= 2 and "strength" in found._repr_html_()
+    page = found.report(tmp_path / "report.html").read_text()
+    assert "resid_post.3" in page and "prompts that chose nothing" in page
 
 
 def test_the_site_is_chosen_among_several(model):

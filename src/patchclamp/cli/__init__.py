@@ -12,6 +12,7 @@ import tyro
 
 from patchclamp.cli.models import Doctor, Investigate
 from patchclamp.cli.organisms import Organisms
+from patchclamp.cli.steering import Steer
 from patchclamp.cli.stores import Learn, Record
 from patchclamp.cli.studies import Studies, Study
 
@@ -24,7 +25,14 @@ class Patchclamp:
     """
 
     command: (
-        Investigate | Doctor | Record | Annotated[Learn, tyro.conf.subcommand("train")] | Study | Studies | Organisms
+        Investigate
+        | Doctor
+        | Record
+        | Annotated[Learn, tyro.conf.subcommand("train")]
+        | Steer
+        | Study
+        | Studies
+        | Organisms
     )
     debug: bool = False
     """print the traceback of an error"""

@@ -111,6 +111,31 @@ class Response:
         }
         return views.lines([dose.strength for dose in self.doses], curves, title=self.behaviour, x_title="strength")
 
+    def report(self, path: str | Path) -> Path:
+        """Write one self-contained HTML page: the curve, its table, every site and strength that was tried."""
+        from patchclamp.views import Plot, Report, Section, Table
+
+        dose = self.at_strength
+        beside = sum(dose.random) / max(1, len(dose.random))
+        page = Report(
+            f"Steering: {self.behaviour}",
+            subtitle=f"{self.direction.fit} at {self.direction.site}",
+            facts={"site": self.direction.site, "norm": self.direction.norm, "strength": self.strength}
+            | {"budget, nats a token": self.budget},
+            findings=[
+                f"At strength {self.strength:g} the behaviour is {dose.effect:.3g} on prompts that chose nothing; it "
+                f"is {self.doses[0].effect:.3g} at strength {self.doses[0].strength:g}, and {beside:.3g} under random "
+                f"directions of the same norm. Neutral text costs {dose.rise:.3g} nats a token more."
+            ],
+            sections=[
+                Section(
+                    "Dose and response", [Plot(self.plot(), "effect by strength"), Table(self.table(), "the curve")]
+                ),
+                Section("What was tried", [Table(list(self.tried), "on the half of the prompts that chooses")]),
+            ],
+        )
+        return page.save(path)
+
     def _repr_html_(self) -> str:
         from patchclamp import views
 
