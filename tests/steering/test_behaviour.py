@@ -5,7 +5,7 @@ import torch
 
 import patchclamp as pc
 from patchclamp.steering import Neutral
-from patchclamp.steering.behaviour import answers, begins_with, last_logits, log_odds, writes_words
+from patchclamp.steering.behaviour import answers, begins_with, contains, last_logits, log_odds, writes_words
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +35,8 @@ def test_words_and_beginnings_are_counted_in_what_is_generated(tales):
     assert float(writes_words(TEXTS, {"zzz"}, tokens=6).measure(tales).sum()) == 0
     start = texts[1].strip()[:4]
     assert float(begins_with(TEXTS, [start], tokens=6).measure(tales)[1]) == 1
+    assert contains(TEXTS, [texts[2].strip()[2:6], "zzz"], tokens=6).measure(tales)[2] == 1
+    assert float(contains(TEXTS, ["zzz"], tokens=6).measure(tales).sum()) == 0
 
 
 def test_answers_are_the_task_s_metric(tales):

@@ -19,5 +19,7 @@ from patchclamp.steering.means import differences as differences
 from patchclamp.steering.means import mean as mean
 from patchclamp.steering.means import mean_centred as mean_centred
 from patchclamp.steering.means import principal as principal
+from patchclamp.steering.select import Selected as Selected
+from patchclamp.steering.select import select as select
 from patchclamp.steering.tune import Response as Response
 from patchclamp.steering.tune import tune as tune

@@ -70,6 +70,18 @@ def begins_with(prompts: Sequence[Any], starts: Collection[str], *, tokens: int 
     return Behaviour(name or "begins with", list(prompts), score)
 
 
+def contains(prompts: Sequence[Any], phrases: Collection[str], *, tokens: int = 16, name: str = "") -> Behaviour:
+    """1 where the continuation, generated greedily, has one of `phrases` in it, in any case, else 0."""
+    wanted = [phrase.lower() for phrase in phrases]
+
+    def score(model: Model, prompts: list[Any], do: list[Intervention]) -> Tensor:
+        texts = model.generate(list(prompts), do=do, max_new_tokens=tokens).new_text
+        assert isinstance(texts, list)
+        return torch.tensor([float(any(phrase in text.lower() for phrase in wanted)) for text in texts])
+
+    return Behaviour(name or "contains", list(prompts), score)
+
+
 def log_odds(prompts: Sequence[Any], tokens: Sequence[int], *, name: str = "") -> Behaviour:
     """log p - log(1 - p) of the next token being one of `tokens`, in nats (arXiv:2406.11717, appendix B)."""
     ids = list(tokens)

@@ -1,0 +1,1 @@
+"""Studies of steering: directions that are added, ablated and taken out of weights."""

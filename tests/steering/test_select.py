@@ -1,0 +1,38 @@
+"""The selection finds the direction that does it, and says why others are out."""
+
+import pytest
+
+import patchclamp as pc
+from patchclamp.organisms.tales import chat, world
+from patchclamp.steering import DirectionError, select
+from patchclamp.studies.steering.refusal_direction import _training
+
+
+@pytest.fixture(scope="module")
+def model():
+    return pc.load("organism:tales-chat")
+
+
+@pytest.fixture(scope="module")
+def found(model):
+    tokens = model.tokenizer(chat.REFUSAL, add_special_tokens=False)["input_ids"][:1]
+    sides = [_training(verbs)[::3] for verbs in (world.REFUSED, world.HARMLESS)]
+    return select(model, *sides, tokens=tokens, positions=(-1, -2), seed=0)
+
+
+def test_the_chosen_direction_turns_refusal_off_and_on(found):
+    chosen, (refused, answered) = found.chosen, found.clean
+    assert chosen.bypass < 0 < refused and answered < 0 < chosen.induce and chosen.kl < 0.1
+    assert chosen.bypass == min(row["bypass"] for row in found.table() if row["passes"])
+
+
+def test_what_is_too_late_or_moves_other_text_does_not_pass(found, model):
+    late = [c for c in found.candidates if c.layer >= 0.8 * model.n_layers]
+    assert all(c.refused for c in late)
+    assert all(c.kl <= 0.1 and c.induce >= 0 for c in found.candidates if not c.refused)
+
+
+def test_where_none_passes_the_reasons_are_told(model):
+    prompts = _training(world.HARMLESS)
+    with pytest.raises(DirectionError, match=r"none of 3 candidates passes: .*adding it does not bring"):
+        select(model, prompts[:24], prompts[24:48], tokens=[5], positions=(-1,), seed=0)
