@@ -5,11 +5,17 @@ codes = dictionary.encode(x)                     # indices and values of the act
 dictionary.save("my-dictionary"); pc.dictionaries.load("my-dictionary")
 """
 
+from patchclamp.dictionaries import discrete as discrete
+from patchclamp.dictionaries import itda as itda
 from patchclamp.dictionaries import measures as measures
+from patchclamp.dictionaries import meta as meta
+from patchclamp.dictionaries import stitching as stitching
+from patchclamp.dictionaries import supervised as supervised
 from patchclamp.dictionaries.codes import Codes as Codes
 from patchclamp.dictionaries.dictionary import Dictionary as Dictionary
 from patchclamp.dictionaries.formats import FORMATS as FORMATS
 from patchclamp.dictionaries.formats import load as load
+from patchclamp.dictionaries.itda import ITDA as ITDA
 from patchclamp.dictionaries.latents import Latents as Latents
 from patchclamp.dictionaries.parts import AbsoluteTopK as AbsoluteTopK
 from patchclamp.dictionaries.parts import BatchTopK as BatchTopK
@@ -21,5 +27,6 @@ from patchclamp.dictionaries.parts import PAnneal as PAnneal
 from patchclamp.dictionaries.parts import ReLU as ReLU
 from patchclamp.dictionaries.parts import TopK as TopK
 from patchclamp.dictionaries.parts import part as part
+from patchclamp.dictionaries.pursuit import matching_pursuit as matching_pursuit
 from patchclamp.dictionaries.train import train as train
 from patchclamp.dictionaries.trainer import Trainer as Trainer

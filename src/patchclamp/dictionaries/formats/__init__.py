@@ -13,7 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from patchclamp.dictionaries.dictionary import Dictionary
-from patchclamp.dictionaries.formats import dictionary_learning, gemma_scope, own, saelens, sparsify
+from patchclamp.dictionaries.formats import (
+    circuit_tracer,
+    dictionary_learning,
+    gemma_scope,
+    itda,
+    own,
+    saelens,
+    sparsify,
+)
 
 
 @dataclass(frozen=True)
@@ -35,6 +43,8 @@ FORMATS = {
         Format("sparsify", ("cfg.json", "sae.safetensors"), sparsify.read, sparsify.write),
         Format("gemma_scope", ("params.npz",), gemma_scope.read, gemma_scope.write),
         Format("gemma_scope_2", ("config.json", "params.safetensors"), gemma_scope.read_2, gemma_scope.write_2),
+        Format("circuit_tracer", ("config.yaml", "layer_0.safetensors"), circuit_tracer.read, circuit_tracer.write),
+        Format("itda", ("metadata.yaml", "atoms.pt", "atom_indices.pt"), itda.read, itda.write),
     )
 }
 
