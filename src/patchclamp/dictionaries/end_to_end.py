@@ -113,7 +113,7 @@ def end_to_end(
             optimizer.step()
             with torch.no_grad():
                 learnt.W_dec *= norms / learnt.W_dec.norm(dim=1, keepdim=True).clamp_min(1e-12)
-            losses.append({"loss": float(loss), **{name: float(value) for name, value in terms.items()}})
+            losses.append({name: float(value.detach()) for name, value in {"loss": loss, **terms}.items()})
     finally:
         for parameter, wanted in frozen:
             parameter.requires_grad_(wanted)
