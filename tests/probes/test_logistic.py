@@ -49,7 +49,7 @@ def test_a_fine_tolerance_gives_the_same_weights():
     for label in range(2):
         peer = LogisticRegression(C=0.5, tol=1e-9, max_iter=9000).fit(x.double().numpy(), y[:, label].numpy())
         assert torch.allclose(ours.weight[label], torch.tensor(peer.coef_[0]), atol=1e-5)
-        assert float(ours.bias[label]) == pytest.approx(peer.intercept_[0], abs=1e-5)
+        assert float(ours.bias[label]) == pytest.approx(peer.intercept_[0], abs=1e-4)
 
 
 def test_balanced_and_weighed_rows_are_those_of_scikit_learn():
@@ -82,7 +82,7 @@ def test_both_preconditioners_reach_the_optimum():
 
 def test_too_few_iterations_are_an_error():
     x, y = data(100, 10)
-    with pytest.raises(RuntimeError, match="did not converge in 2"):
+    with pytest.raises(RuntimeError, match="no convergence in 2"):
         Logistic(iterations=2).fit(x, y)
     with pytest.raises(ValueError, match="C=0"):
         Logistic(C=0).fit(x, y)

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-BLOCK = 2**19
+BLOCK = 2**20
 """Numbers of x that are worked on at once: about what stays in a processor's cache, in float64."""
 
 

@@ -15,8 +15,10 @@ from torch import Tensor
 
 from patchclamp.probes.estimator import Estimator
 
-MEMORY = 4
-CURVATURE = 0.15
+MEMORY = 5
+ROUGH = 1e-5
+"""The tolerance up to which single precision goes."""
+CURVATURE = 0.05
 """Mean of p (1 - p) over rows that the preconditioner assumes."""
 PAYS = 60
 """Passes over the rows that a whole preconditioner saves a label, about."""
@@ -35,7 +37,7 @@ class Logistic(Estimator):
     C: float = 1.0
     balanced: bool = False
     standardise: bool = False
-    tolerance: float = 1e-7
+    tolerance: float = 1e-6
     iterations: int = 1000
 
     def predict_proba(self, x: object) -> Float[Tensor, "*row_and_label"]:
@@ -82,36 +84,52 @@ def solve(
     y: Float[Tensor, "some row label"],
     weights: Float[Tensor, "some row label"],
     *,
-    tolerance: float = 1e-7,
+    tolerance: float = 1e-6,
     iterations: int = 1000,
 ) -> tuple[Float[Tensor, "site label d"], Float[Tensor, "site label"]]:
-    """The minimum of `objective`. RuntimeError where it was not reached."""
+    """The minimum of `objective`: most of the way in single precision, the rest in double.
+
+    RuntimeError where it was not reached.
+    """
     sites, rows, _ = x.shape
-    y, weights = (t.transpose(1, 2).expand(sites, -1, rows).contiguous() for t in (y, weights))
+    y, weights = (t.transpose(1, 2).expand(sites, -1, rows) for t in (y, weights))
     shared = weights.mean(1)[..., None]
     centre = (shared * x).sum(1, keepdim=True) / shared.sum(1, keepdim=True)
     x = torch.cat([x - centre, x.new_ones(sites, rows, 1)], -1)  # the last of the unknowns is the bias
-    problem = _Problem(x, y, weights, weights * y, _preconditioner(x, shared, y.shape[1]))
-    found = _minimise(problem, tolerance, iterations)
+    start = x.new_zeros(sites, y.shape[1], x.shape[-1])
+    start[..., -1] = torch.logit((weights * y).sum(-1) / weights.sum(-1))
+    inverse = _preconditioner(x, shared, y.shape[1])
+    near = _minimise(_Problem.of(x, y, weights, inverse, torch.float32), start.float(), max(tolerance, ROUGH), 100)
+    found = _minimise(_Problem.of(x, y, weights, inverse, torch.float64), near.double(), tolerance, iterations)
+    if found is None:
+        raise RuntimeError(f"no convergence in {iterations} iterations: standardise x, or lower C")
     w, b = found[..., :-1], found[..., -1]
     return w, b - (w * centre).sum(-1)
 
 
 @dataclass
 class _Problem:
-    """Rows by unknowns; labels, weights and their product [site, label, row]; the preconditioner of each site."""
+    """Rows by unknowns; labels as signs, weights, and weights of yes [site, label, row]; a preconditioner a site."""
 
     x: Tensor
-    y: Tensor
+    sign: Tensor
     weights: Tensor
     weighted: Tensor
     inverse: Tensor
 
-    def __getitem__(self, some: Tensor) -> "_Problem":
-        return _Problem(*(t[some] for t in (self.x, self.y, self.weights, self.weighted, self.inverse)))
+    @classmethod
+    def of(cls, x: Tensor, y: Tensor, weights: Tensor, inverse: Tensor, dtype: torch.dtype) -> "_Problem":
+        y, weights = y.to(dtype), weights.to(dtype).contiguous()
+        return cls(x.to(dtype), 1 - 2 * y, weights, weights * y, inverse.to(dtype))
+
+    def of_sites(self, some: Tensor) -> "_Problem":
+        return _Problem(*(t[some] for t in (self.x, self.sign, self.weights, self.weighted, self.inverse)))
+
+    def of_labels(self, order: Tensor) -> "_Problem":
+        return _Problem(self.x, *(_picked(t, order) for t in (self.sign, self.weights, self.weighted)), self.inverse)
 
     def value(self, z: Tensor, now: Tensor) -> Tensor:
-        loss = torch.nn.functional.softplus(z * (1 - 2 * self.y)).mul_(self.weights).sum(-1)
+        loss = torch.nn.functional.softplus(z * self.sign).mul_(self.weights).sum(-1)
         return loss + 0.5 * (now[..., :-1] ** 2).sum(-1)
 
     def residual(self, z: Tensor) -> Tensor:
@@ -121,6 +139,11 @@ class _Problem:
         out = residual @ self.x
         out[..., :-1] += now[..., :-1]
         return out
+
+
+def _picked(t: Tensor, order: Tensor) -> Tensor:
+    """Some labels of each site."""
+    return t.gather(1, order if t.ndim == 2 else order[..., None].expand(-1, -1, t.shape[-1]))
 
 
 def _preconditioner(x: Tensor, shared: Tensor, labels: int) -> Tensor:
@@ -138,13 +161,17 @@ def _preconditioner(x: Tensor, shared: Tensor, labels: int) -> Tensor:
     return torch.cholesky_inverse(torch.linalg.cholesky(gram))
 
 
-def _minimise(problem: _Problem, tolerance: float, iterations: int) -> Float[Tensor, "site label unknown"]:
-    sites, labels, _ = problem.y.shape
-    now = problem.x.new_zeros(sites, labels, problem.x.shape[-1])
-    share = problem.weighted.sum(-1) / problem.weights.sum(-1)
-    now[..., -1] = torch.logit(share)
-    out, index = now.clone(), torch.arange(sites, device=now.device)
-    z = now[..., -1:].expand(problem.y.shape)
+def _minimise(
+    problem: _Problem, start: Float[Tensor, "site label unknown"], tolerance: float, iterations: int
+) -> Float[Tensor, "site label unknown"] | None:
+    """From `start` to where the next step promises less than `tolerance` of the value; None where that is not reached
+    (in single precision: the last point).
+    """
+    out, now = start, start
+    sites, labels, _ = now.shape
+    site = torch.arange(sites, device=now.device)
+    label = torch.arange(labels, device=now.device).expand(sites, -1)
+    z = now @ problem.x.transpose(1, 2)
     value = problem.value(z, now)
     gradient = problem.gradient(problem.residual(z), now)
     history: list[tuple[Tensor, Tensor, Tensor]] = []
@@ -155,16 +182,22 @@ def _minimise(problem: _Problem, tolerance: float, iterations: int) -> Float[Ten
         if not bool(going.all()):  # the value falls, so an older one is only asked when it may decide
             value = problem.value(z, now)
             going = -slope > 2 * tolerance * value
-            some = going.any(1)
-            if not bool(some.any()):
-                out[index] = now
-                return out
-            if int(some.sum()) <= 0.7 * len(some):  # sites that are done leave
-                out[index] = now
-                problem = problem[some]
-                index, now, gradient, direction = index[some], now[some], gradient[some], direction[some]
-                slope, z, value, going = slope[some], z[some], value[some], going[some]
-                history = [(s[some], c[some], f[some]) for s, c, f in history]
+            some, most = going.any(1), int(going.sum(1).max())
+            if len(site) and (most == 0 or int(some.sum()) <= 0.7 * len(some) or most <= 0.7 * going.shape[1]):
+                out = out.index_put((site[:, None], label), now)
+                if most == 0:
+                    return out
+                # What is done leaves: whole sites, and then labels, as many from each site.
+                order = going[some].int().argsort(dim=1, descending=True)[:, :most]
+
+                def left(t: Tensor, some: Tensor = some, order: Tensor = order) -> Tensor:
+                    return _picked(t[some], order)
+
+                problem, site, label = problem.of_sites(some).of_labels(order), site[some], left(label)
+                now, gradient, direction, slope, z, value, going = (
+                    left(t) for t in (now, gradient, direction, slope, z, value, going)
+                )
+                history = [(left(s), left(c), left(f)) for s, c, f in history]
             direction = direction * going[..., None]
         alpha, z, residual = _line_search(problem, z, now, direction, slope * going)
         step = alpha[..., None] * direction
@@ -174,7 +207,7 @@ def _minimise(problem: _Problem, tolerance: float, iterations: int) -> Float[Ten
         gradient = new
         product = (step * change).sum(-1)
         history = [*history[-MEMORY + 1 :], (step, change, torch.where(product > 0, 1 / product, 0.0))]
-    raise RuntimeError(f"logistic regression did not converge in {iterations} iterations: standardise x, or lower C")
+    return None if now.dtype == torch.float64 else out.index_put((site[:, None], label), now)
 
 
 def _two_loop(gradient: Tensor, history: list[tuple[Tensor, Tensor, Tensor]], inverse: Tensor) -> Tensor:
@@ -194,7 +227,7 @@ def _two_loop(gradient: Tensor, history: list[tuple[Tensor, Tensor, Tensor]], in
 def _line_search(
     problem: _Problem, z: Tensor, now: Tensor, direction: Tensor, slope: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Where along the direction the slope is a tenth of what it was: by secants within a bracket, for it is convex."""
+    """Where along the direction the slope is a part of what it was: by secants within a bracket, for it is convex."""
     dz = direction @ problem.x.transpose(1, 2)
     square = (direction[..., :-1] ** 2).sum(-1)
     across = (direction[..., :-1] * now[..., :-1]).sum(-1)
@@ -205,7 +238,7 @@ def _line_search(
         at = torch.addcmul(z, alpha[..., None], dz)
         residual = problem.residual(at)
         here = (residual * dz).sum(-1) + across + alpha * square
-        off = here.abs() > 0.1 * slope.abs()
+        off = (here < 0.4 * slope) | (here > -0.2 * slope)
         if not bool(off.any()):
             break
         low, high = torch.where(here < 0, alpha, low), torch.where(here > 0, alpha, high)
