@@ -6,6 +6,7 @@ found.parts.encode(found.rows).of(3)             # which latents meta-latent 3 i
 matches(found.parts, smaller)                    # is a part a latent of a smaller dictionary?
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +17,7 @@ from patchclamp.dictionaries.dictionary import Dictionary
 from patchclamp.dictionaries.measures import fvu
 from patchclamp.dictionaries.parts import BatchTopK
 from patchclamp.dictionaries.train import train
+from patchclamp.store.rows import held
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +58,7 @@ def decompose(
     for some in (rows, random):
         parts = train(
             BatchTopK(k=k),
-            some,
+            _Scaled(some),
             width=width,
             tokens=epochs * len(rows),
             batch=min(batch, len(rows)),
@@ -68,6 +70,25 @@ def decompose(
         found.append((parts, 1 - fvu(some, parts(some))))
     (parts, explained), (_, control) = found
     return Decomposed(rows, parts, explained, control)
+
+
+@dataclass(frozen=True, eq=False)
+class _Scaled:
+    """Rows that come longer or shorter at random, by half: what is explained are directions from the origin.
+
+    Sums of as many parts in each row would otherwise let all parts be moved by one vector, which the bias takes back.
+    """
+
+    tensor: Float[Tensor, "latent d"]
+
+    @property
+    def rows(self) -> int:
+        return len(self.tensor)
+
+    def batches(self, size: int, *, seed: int = 0, epoch: int = 0, start: int = 0) -> Iterator[Float[Tensor, "row d"]]:
+        generator = torch.Generator().manual_seed(((seed << 32) + epoch * 2654435761 + start) % 2**63)
+        for batch in held(self.tensor).batches(size, seed=seed, epoch=epoch, start=start):
+            yield batch * (0.5 + torch.rand(len(batch), 1, generator=generator).to(batch))
 
 
 def matches(parts: Dictionary, smaller: Dictionary) -> Float[Tensor, " part"]:
