@@ -1,107 +1,142 @@
-"""One attention score by the pairs of paths that make it: the virtual QK circuits of a head.
+"""What every method returns: one number for each edge (or each sender) of one graph.
 
-    table = circuits.expand_score(model, prompt, head="1.0", query=-1, key=4)
-    table.rows()            # embed → query × embed → head 0.0 → key: +24.1, ...
+    scores = circuits.eap_ig(model, task)
+    scores.rows(10)                                  # the strongest edges
+    scores.auroc(truth.edges)                        # against a circuit that is known
+    scores.save("eap-ig/"); Scores.load("eap-ig/")
 
-A score is bilinear in the stream at the query and at the key (norm scales and earlier patterns held), so that it is the
-sum over pairs of paths (Elhage et al. 2021, Q- and K-composition). Rotary positions need no formula of their own: each
-path's share of the stream is put into the model itself, and its query and key are read there.
+The number is what the metric loses when the edge is cut, in the metric's own units: exactly, or to first order.
 """
 
+import json
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
-from patchclamp.circuits.paths import REST, Frozen, PathError, Paths, Row
-from patchclamp.interventions import patch
+from patchclamp import metrics
+from patchclamp.circuits.graph import Edge, Graph, GraphError
 from patchclamp.model import Model
 from patchclamp.sites import Site
-
-Component = tuple[tuple[str, ...], Float[Tensor, "pos d_model"]]
-_WORST = 1e-3
+from patchclamp.tasks import Task
 
 
-def expand_score(
-    model: Model,
-    prompt: str | list[int] | Int[Tensor, "pos"],
-    *,
-    head: str,
-    query: int = -1,
-    key: int,
-    top: int = 20,
-    most: int = 128,
-) -> Paths:
-    """The score of `head` ("layer.head") between two positions, as a sum over pairs (path to query, path to key).
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """`values` are [edge], [edge, place] where the graph tells positions apart, or [sender] where `of` is "nodes".
 
-    Up to `most` paths are told apart on each side; where there are more, those through one head of a layer are one.
-    Raises `PathError` where scores are not bilinear in the stream: norms of queries and keys, position biases, caps.
+    `certificate` is that of the model's sites, `settings` are the arguments that made the numbers what they are.
     """
-    layer, index = _parsed(model, head)
-    frozen = Frozen.of(model, prompt)
-    ids = model.tokens(prompt).ids
-    where = Site("scores", layer)
-    full = model.run(prompt, record=[str(where), f"q.{layer}", f"k.{layer}"])
-    kv = model.weights.kv_head(layer, index)
-    scores = full[where][0, index].double()
-    q, k = full[f"q.{layer}"][0, :, index].double(), full[f"k.{layer}"][0, :, kv].double()
-    scale = _scale(model, head, q @ k.T, scores)
-    length = len(scores)
-    at, to = query % length, key % length
-    if to > at and not torch.isfinite(scores[at, to]):
-        raise PathError(f"head {head} does not attend from position {at} ahead to {to}")
 
-    parts = components(frozen, layer, most)
-    bias = frozen.norms[layer].bias.expand(length, -1)
-    reads = torch.stack([*(frozen.read(layer, x) for _, x in parts), bias, torch.zeros_like(bias)])
-    do = patch(Site("attn_in", layer), reads.to(device=model.device, dtype=model.dtype))
-    run = model.run(ids.expand(len(reads), -1), do=[do], record=[f"q.{layer}", f"k.{layer}"], stop=True)
-    queries, keys = (run[f"q.{layer}"][:, at, index].double(), run[f"k.{layer}"][:, to, kv].double())
-    # The last row is what biases alone make; it goes with the norm's bias and out of all others.
-    queries, keys = (torch.cat([x[:-2] - x[-1], x[-2:-1]]) for x in (queries, keys))
-    for made, whole, name in ((queries, q[at], "queries"), (keys, k[to], "keys")):
-        if float((made.sum(0) - whole).abs().max()) > _WORST * max(1e-3, float(whole.abs().max())):
-            why = "are no linear map of its stream: they have a norm of their own"
-            raise PathError(f"{name} of layer {layer} of {model.name} {why}")
-    table = scale * queries @ keys.T
-    names = [" → ".join(nodes) for nodes, _ in parts] + ["bias"]
-    rows = [
-        Row((f"{names[i]} → query", f"{names[j]} → key"), float(table[i, j]))
-        for i, j in (table != 0).nonzero().tolist()
-    ]
-    target = f"score {head} [{at}, {to}]"
-    ordered = tuple(sorted(rows, key=lambda row: -abs(row.contribution)))
-    return Paths(model.name, target, float(scores[at, to]), ordered, top, " × ")
+    graph: Graph
+    values: Float[Tensor, "item *place"]
+    method: str
+    task: str = ""
+    metric: str = ""
+    seed: int | None = None
+    of: Literal["edges", "nodes"] = "edges"
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    certificate: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        wanted = self.graph.shape if self.of == "edges" else (len(self.graph.senders), *self.graph.shape[1:])
+        if tuple(self.values.shape) != wanted:
+            raise GraphError(f"scores of {self.of} are {list(wanted)} numbers here, not {list(self.values.shape)}")
+        if not bool(torch.isfinite(self.values).all()):
+            raise GraphError(f"{self.method} gave scores that are no finite numbers")
+
+    @property
+    def items(self) -> tuple[Edge, ...] | tuple[Site, ...]:
+        """The edges, or the senders, in the order of the numbers."""
+        return self.graph.edges if self.of == "edges" else self.graph.senders
+
+    def rows(self, top: int | None = 20) -> list[dict[str, Any]]:
+        """The strongest, largest size first."""
+        flat = self.values.reshape(len(self.items), -1)
+        order = flat.abs().flatten().argsort(descending=True, stable=True)[:top].tolist()
+        found = []
+        for at in order:
+            item, place = divmod(at, flat.shape[1])
+            one = self.items[item]
+            name = f"{one[0]} → {one[1]}" if isinstance(one, tuple) else str(one)
+            row = {self.of[:-1]: name, "score": float(flat[item, place])}
+            found.append(row if flat.shape[1] == 1 else row | {"place": self.graph.places[place]})
+        return found
+
+    def auroc(self, known: "Collection[Edge] | Collection[Site]", *, but: Collection[str] = ()) -> float:
+        """The chance that a random item of the known circuit scores above (in size) one outside it; ties count half.
+
+        Items whose sender is of a kind in `but` are left out: what is alike for all inputs, as a position embedding,
+        no exchange between prompts can test. GraphError where there is nothing known, or nothing but.
+        """
+        flat = self.values.reshape(len(self.items), -1).abs().amax(1)
+        unknown = [item for item in known if item not in set(self.items)]
+        if unknown:
+            raise GraphError(f"the graph of {self.graph.model} has no {unknown[0]}, which is said to be in its circuit")
+        kept = [
+            n for n, item in enumerate(self.items) if (item[0] if isinstance(item, tuple) else item).kind not in but
+        ]
+        inside = torch.tensor([self.items[n] in known for n in kept])
+        return auroc(flat[kept], inside)
+
+    def __repr__(self) -> str:
+        return f"Scores({self.method} of {self.task} on {self.graph.model}: {len(self.items)} {self.of})"
+
+    def save(self, folder: str | Path) -> None:
+        """Write `scores.json` and `scores.safetensors`."""
+        from safetensors.torch import save_file
+
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        names = ("method", "task", "metric", "seed", "of", "settings", "certificate")
+        head = {name: getattr(self, name) for name in names} | {"schema": 1, "graph": self.graph.to_dict()}
+        (folder / "scores.json").write_text(json.dumps(head, indent=1, ensure_ascii=False), encoding="utf-8")
+        save_file({"values": self.values.detach().cpu().contiguous()}, folder / "scores.safetensors")
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "Scores":
+        """What `save` wrote."""
+        from safetensors.torch import load_file
+
+        head = json.loads((Path(folder) / "scores.json").read_text(encoding="utf-8"))
+        graph = Graph.from_dict(head.pop("graph"))
+        del head["schema"]
+        return cls(graph, load_file(Path(folder) / "scores.safetensors")["values"], **head)
 
 
-def components(frozen: Frozen, layer: int, most: int) -> list[Component]:
-    """The stream before `layer` as a sum over paths, each with what it wrote at every position."""
-    parts: list[Component] = [((name,), x) for name, x in frozen.embeddings]
-    for below in range(layer):
-        heads = range(len(frozen.patterns[below]))
-        if len(parts) * (1 + len(heads)) <= most:
-            moved = [
-                ((*nodes, f"head {below}.{head}"), frozen.move(below, head, x)) for head in heads for nodes, x in parts
-            ]
-        else:
-            moved = [((REST, f"head {below}.{head}"), frozen.heads[below, head]) for head in heads]
-        moved += [((f"bias {below}",), frozen.biases[below]), ((f"mlp {below}",), frozen.mlps[below])]
-        parts += [(nodes, x) for nodes, x in moved if bool((x != 0).any())]
-    return parts
+def auroc(values: Float[Tensor, "item"], inside: Tensor) -> float:
+    """The area under the receiver operating characteristic, from ranks; GraphError where one class is empty.
+
+    >>> auroc(torch.tensor([3.0, 1.0, 1.0, 0.0]), torch.tensor([True, True, False, False]))
+    0.875
+    """
+    from scipy.stats import rankdata
+
+    positive, negative = int(inside.sum()), int((~inside).sum())
+    if not positive or not negative:
+        raise GraphError(f"{positive} items are in the known circuit and {negative} outside it: there is no curve")
+    ranks = torch.as_tensor(rankdata(values.detach().cpu().double().numpy()))
+    return float((ranks[inside].sum() - positive * (positive + 1) / 2) / (positive * negative))
 
 
-def _parsed(model: Model, head: str) -> tuple[int, int]:
-    site = model.sites(f"z.{head}")
-    if len(site) != 1 or site[0].layer is None or site[0].unit is None:
-        raise PathError(f"head={head!r} names {len(site)} places; write one head as layer.head, such as '1.0'")
-    return site[0].layer, site[0].unit
-
-
-def _scale(model: Model, head: str, products: Tensor, scores: Tensor) -> float:
-    """The number between q · k and the score, from all pairs that are not masked."""
-    seen = torch.isfinite(scores) & (scores > -1e4)
-    products, scores = products[seen], scores[seen]
-    size = float(products.pow(2).sum())
-    scale = float((products * scores).sum()) / size if size > 0 else 1.0
-    if float((products * scale - scores).abs().max()) > _WORST * max(1e-3, float(scores.abs().max())):
-        raise PathError(f"scores of head {head} of {model.name} are not q · k times a number: a position bias, a cap")
-    return scale
+def scores_of(
+    model: Model,
+    task: Task,
+    graph: Graph,
+    values: Tensor,
+    method: str,
+    metric: "metrics.Metric | str | None",
+    *,
+    seed: int | None = None,
+    of: Literal["edges", "nodes"] = "edges",
+    **settings: Any,
+) -> Scores:
+    """Scores with what is known of where they are from."""
+    name = metric if isinstance(metric, str) else "" if metric is None else getattr(metric, "__name__", "metric")
+    facts = {"prompts": len(task), **settings}
+    values = values.detach().cpu().float()
+    return Scores(graph, values, method, task.name, name, seed, of, facts, model.certificate.to_dict())
