@@ -150,6 +150,74 @@ def sparsify() -> Iterator[Case]:
     yield "sparsify", lambda folder: both(SparseCoder.load_from_disk(folder, device="cpu"))
 
 
+def circuit_tracer() -> Iterator[Case]:
+    # Only its transcoders, which need torch and safetensors; the package itself pins an old transformers.
+    from circuit_tracer.transcoder.activation_functions import JumpReLU
+    from circuit_tracer.transcoder.single_layer_transcoder import (
+        SingleLayerTranscoder,
+        TranscoderSet,
+        load_transcoder_set,
+    )
+
+    cpu = torch.device("cpu")
+    for name, skip, threshold in (("relu", False, False), ("jumprelu", False, True), ("skip", True, True)):
+
+        def make(folder: Path, skip=skip, threshold=threshold):
+            activation = JumpReLU(torch.zeros(WIDTH)) if threshold else torch.nn.functional.relu
+            one = SingleLayerTranscoder(D, WIDTH, activation, 0, skip_connection=skip, device=cpu, dtype=torch.float32)
+            scrambled(one)
+            TranscoderSet({0: one}, "mlp.hook_in", "hook_mlp_out").to_safetensors(str(folder))
+            (folder / "config.yaml").write_text("model_kind: transcoder_set\n")
+            return lambda x: (one.encode(x), one(x))
+
+        yield f"circuit_tracer {name}", make
+
+    def read(folder: Path):
+        paths = {0: str(folder / "layer_0.safetensors")}
+        one = load_transcoder_set(paths, "", "mlp.hook_in", "hook_mlp_out", device=cpu, dtype=torch.float32)[0]
+        return lambda x: (one.encode(x), one(x))
+
+    yield "circuit_tracer", read
+
+
+def circuit_tracer_across(folder: Path, x: Tensor) -> Iterator[tuple[str, float]]:
+    """Cross-layer transcoders of three layers, with and without thresholds, both ways; 0.5.0 writes no skips."""
+    from circuit_tracer.transcoder.cross_layer_transcoder import CrossLayerTranscoder, load_clt
+
+    rows = torch.stack([x, x.roll(1, 1), -x])  # [layer, row, d]
+    cpu = torch.device("cpu")
+
+    def apart(theirs: CrossLayerTranscoder, ours: dictionaries.CrossLayerTranscoder) -> float:
+        with torch.no_grad():
+            codes, inputs = theirs.encode(rows), rows.transpose(0, 1)
+            y = theirs.decode(codes, rows)
+            mine = ours.encode(inputs)
+            return max(
+                float((codes.transpose(0, 1) - mine.dense()).abs().max()),
+                float((y.transpose(0, 1) - ours.decode(mine, inputs)).abs().max()),
+            )
+
+    for name, activation in (("relu", "relu"), ("jumprelu", "jump_relu")):
+        theirs = CrossLayerTranscoder(3, WIDTH, D, activation, lazy_decoder=False, device=cpu, dtype=torch.float32)
+        scrambled(theirs)
+        there = folder / f"across-{name}"
+        theirs.to_safetensors(str(there))
+        ours = dictionaries.CrossLayerTranscoder.load(there)
+        yield f"circuit_tracer across layers, {name}: theirs to ours", apart(theirs, ours)
+        back = folder / f"across-{name}-back"
+        ours.save(back, "circuit_tracer")
+        read = load_clt(str(back), lazy_decoder=False, device=cpu, dtype=torch.float32)
+        yield f"circuit_tracer across layers, {name}: ours to theirs", apart(read, ours)
+
+
+LIBRARIES = {
+    "saelens": saelens,
+    "dictionary_learning": dictionary_learning,
+    "sparsify": sparsify,
+    "circuit_tracer": circuit_tracer,
+}
+
+
 def difference(theirs: tuple[Tensor, Tensor], ours: dictionaries.Dictionary, x: Tensor) -> float:
     codes, y = (tensor.detach() for tensor in theirs)
     return max(float((codes - ours.encode(x).dense()).abs().max()), float((y - ours(x)).abs().max()))
@@ -158,13 +226,14 @@ def difference(theirs: tuple[Tensor, Tensor], ours: dictionaries.Dictionary, x: 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, help="write the figures here")
+    parser.add_argument("--only", choices=LIBRARIES, nargs="+", default=list(LIBRARIES), help="these libraries alone")
     chosen = parser.parse_args()
     torch.manual_seed(0)
     x = torch.randn(ROWS, D, generator=torch.Generator().manual_seed(1))
     found: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as temporary:
-        for library in (saelens, dictionary_learning, sparsify):
-            *cases, (name, read) = library()
+        for library in chosen.only:
+            *cases, (name, read) = LIBRARIES[library]()
             for case, make in cases:
                 folder = Path(temporary) / case.replace(" ", "-")
                 run = make(folder)
@@ -174,6 +243,9 @@ def main() -> int:
                     back = folder.with_name(folder.name + "-back")
                     ours.save(back, name)
                     found[f"{case}: ours to theirs"] = difference(read(back)(x), ours, x)
+        if "circuit_tracer" in chosen.only:
+            with torch.no_grad():
+                found |= dict(circuit_tracer_across(Path(temporary), x))
     for case, worst in found.items():
         print(f"  {case:<60} {worst:.2e}")
     if chosen.json is not None:
