@@ -139,7 +139,8 @@ def freeze(model: Model, prompt: Any, transcoders: Transcoders) -> FrozenFeature
             codes = {i: Codes(one.indices, one.values.double(), one.width) for i, one in enumerate(each)}
             for i in last:
                 constants[i] = _matrix(transcoders.b_dec[i])
-                written[i] = _matrix(transcoders.written(i, each))
+                rows = [_matrix(rows) for rows in transcoders.W_dec[i].split(transcoders.width)]
+                written[i] = sum(_written(codes[j], rows[j]) for j in range(i + 1))
                 if transcoders.W_skip is not None:
                     skips[i] = reads[i] @ _matrix(transcoders.W_skip[i])
         else:
@@ -150,7 +151,7 @@ def freeze(model: Model, prompt: Any, transcoders: Transcoders) -> FrozenFeature
                 constants[i] = _matrix(transcoder.b_dec)
                 if transcoder.W_skip is not None:
                     skips[i] = reads[i] @ _matrix(transcoder.W_skip)
-                written[i] = _matrix(transcoder.decode(found, x)) - constants[i] - skips[i]
+                written[i] = _written(codes[i], _matrix(transcoder.W_dec))
     errors = outs - written - constants - skips  # of a layer without a transcoder: all that it writes
     return FrozenFeatures(frozen, transcoders, tuple(norms), mids, tuple(reads), codes, errors, constants, skips)
 
@@ -364,6 +365,11 @@ def _placed(frozen: FrozenFeatures, feature: Feature) -> Feature:
 
 def _named(feature: Feature) -> str:
     return f"feature {feature.layer}.{feature.latent} @{feature.pos}"
+
+
+def _written(codes: Codes, rows: Float[Tensor, "latent d_model"]) -> Float[Tensor, "pos d_model"]:
+    """In float64: what is left of an output is a small difference of large numbers."""
+    return (codes.values[..., None] * rows[codes.indices]).sum(1)
 
 
 def _matrix(x: Tensor) -> Tensor:

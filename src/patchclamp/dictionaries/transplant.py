@@ -46,21 +46,22 @@ class Transplant:
 
     @property
     def recovered(self) -> float:
-        """Share of the KL that the chosen latents take away: 0 none, 1 all."""
-        return 1 - self._mean(self.chosen) / self._mean(self.none)
+        """Share of the KL that the chosen latents take away: 0 none, 1 all. NaN where the models do not differ."""
+        return self._share(self.chosen)
 
     @property
     def random_recovered(self) -> list[float]:
         """The same of each random draw."""
-        return [1 - self._mean(values) / self._mean(self.none) for values in self.random]
+        return [self._share(values) for values in self.random]
 
     @property
     def all_recovered(self) -> float:
         """The same of all latents: what the crosscoder can carry."""
-        return 1 - self._mean(self.all) / self._mean(self.none)
+        return self._share(self.all)
 
-    def _mean(self, values: Tensor) -> float:
-        return float(values[self.real].double().mean())
+    def _share(self, values: Tensor) -> float:
+        none, left = (x[self.real].double().mean() for x in (self.none, values))
+        return float(1 - left / none) if none != 0 else float("nan")
 
 
 @torch.no_grad()
