@@ -148,3 +148,18 @@ def test_data_of_an_odd_number_of_sites_are_refused():
 
     with pytest.raises(ValueError, match="3 sites"):
         train_crosslayer(TopK(k=1), Odd(), width=4, progress=False)
+
+
+def test_data_without_rows_or_without_an_end_are_refused():
+    class Empty:
+        rows = None
+
+        def batches(self, size, seed=0, epoch=0, start=0):
+            yield from ()
+
+    with pytest.raises(ValueError, match="no end"):
+        train_crosslayer(TopK(k=1), Empty(), width=4, progress=False)
+    with pytest.raises(ValueError, match="no row in epoch 0"):
+        train_crosslayer(TopK(k=1), Empty(), width=4, tokens=10, progress=False)
+    with pytest.raises(ValueError, match="positive"):
+        train_crosslayer(TopK(k=1), Empty(), width=4, tokens=0, progress=False)

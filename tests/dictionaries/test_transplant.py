@@ -24,7 +24,7 @@ def models():
 
 
 def exact() -> Dictionary:
-    """Latents along each axis of each model, both ways, which explain everything: first 64 of the base, 64 of the tuned."""
+    """Latents along each axis of each model, both ways, which explain everything; the first 64 are the base's."""
     axes = torch.cat([torch.eye(64), -torch.eye(64)])
     order = torch.cat([torch.arange(32), torch.arange(64, 96), torch.arange(32, 64), torch.arange(96, 128)])
     rows = axes[order]

@@ -11,6 +11,7 @@ BatchTopK gives latents to whichever layers of the batch need them, k a layer on
 centred and scaled by their own first batch, and so weigh alike; a latent's decoder rows have together a norm of 1.
 """
 
+import itertools
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -242,8 +243,10 @@ def train_crosslayer(
     known = source.rows
     if tokens is None and known is None:
         raise ValueError("these data have no end: give tokens=, the number of rows to learn from")
-    tokens = tokens or known or 0
-    steps = -(-tokens // batch)
+    rows: int = tokens if tokens is not None else known
+    if rows < 1 or batch < 1:
+        raise ValueError(f"tokens={rows}, batch={batch}: expected positive numbers")
+    steps = -(-rows // batch)
     trainer = None
     given = _endless(source, batch, seed)
     for _ in track(range(steps), "cross-layer transcoder") if progress else range(steps):
@@ -260,8 +263,7 @@ def train_crosslayer(
                 steps=steps,
             )
         trainer.step((x, y))
-    if trainer is None:
-        raise ValueError(f"tokens={tokens}, batch={batch}: expected positive numbers")
+    assert trainer is not None
     return trainer.transcoder()
 
 
@@ -281,14 +283,15 @@ class _Held:
 
 def _endless(data: Any, size: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Inputs and outputs [row, layer, d], epoch after epoch."""
-    epoch = 0
-    while True:
+    for epoch in itertools.count():
+        empty = True
         for sites in data.batches(size, seed=seed, epoch=epoch):
             if len(sites) % 2:
                 raise ValueError(f"{len(sites)} sites: expected the inputs of all layers, then their outputs")
-            half = len(sites) // 2
+            half, empty = len(sites) // 2, False
             yield torch.stack(sites[:half], 1), torch.stack(sites[half:], 1)
-        epoch += 1
+        if empty:
+            raise ValueError(f"the data gave no row in epoch {epoch}")
 
 
 def _scales(centred: Float[Tensor, "row layer d"]) -> Float[Tensor, " layer"]:

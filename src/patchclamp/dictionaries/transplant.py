@@ -86,9 +86,9 @@ def transplant(
     """
     chosen = torch.as_tensor(latents, dtype=torch.long)
     tokens = tuned.tokens(prompts)
-    given = {"attention_mask": tokens.mask}
-    h = base.run(tokens.ids, record=site, stop=True, **given)[site]
-    run = tuned.run(tokens.ids, record=site, **given)
+    mask = tokens.mask
+    h = base.run(tokens.ids, record=site, stop=True, attention_mask=mask)[site]
+    run = tuned.run(tokens.ids, record=site, attention_mask=mask)
     order = [h, run[site]] if base_index < tuned_index else [run[site], h]
     codes = crosscoder.encode(torch.stack(order, -2))
     rows = crosscoder.W_dec.unflatten(1, crosscoder.shape_out)
@@ -99,7 +99,7 @@ def transplant(
 
     def measured(which: Tensor | None) -> Float[Tensor, "prompt pos"]:
         changed = h if which is None else h + _sum(codes, which, difference).to(h.dtype)
-        logits = tuned.run(tokens.ids, do=interventions.patch(site, changed), **given).logits
+        logits = tuned.run(tokens.ids, do=interventions.patch(site, changed), attention_mask=mask).logits
         assert logits is not None
         return kl(reference, logits.float().log_softmax(-1))
 

@@ -103,6 +103,7 @@ def own_terms(lab: Lab) -> Measured:
 )
 def explains_the_teacher(lab: Lab) -> Measured:
     held = _world(lab).sample(5000, seed=lab.seed + 999)
+    assert held.outputs is not None
     found, start = lab.once(_student), _untrained(24, PLANTED_WIDTH, ReLU(l1=0.1), lab.seed)
     value, control = (measures.fvu(held.outputs, one(held.activations)) for one in (found, start))
     return Measured.number(value, control=control)
