@@ -81,7 +81,7 @@ def test_the_model_is_asked_where_it_is_given(tales, documents):
         identity(96), data, measures=["recovered"], model=tales, site="resid_post.1", texts=texts, baselines=["random"]
     )
     assert found["loss recovered (zero)"].value == 1.0
-    assert found["KL recovered (zero)"].baselines["random"].value < 0.9
+    assert found["KL recovered (zero)"].baselines["random"].value < 0.99
     with pytest.raises(ValueError, match="no label that begins with"):
         Labelled.of_text(tales, "resid_post.1", documents[:3], "letter:z")
 

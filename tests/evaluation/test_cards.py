@@ -11,28 +11,10 @@ from patchclamp.evaluation.cards import logit_effects
 from patchclamp.evaluation.explanations import auroc
 from patchclamp.evaluation.firings import Firings
 
-WORDS = [
-    "the",
-    "cat",
-    "sat",
-    "on",
-    "a",
-    "mat",
-    "and",
-    "the",
-    "dog",
-    "ran",
-    "to",
-    "a",
-    "red",
-    "hat",
-    "with",
-    "big",
-    "ears",
-]
+WORDS = ["the", "cat", "sat", "on", "a", "mat", "and", "one", "dog", "ran", "to", "my", "red", "hat", "with", "big"]
 
 
-def written(rules, documents: int = 120, length: int = 20) -> Firings:
+def written(rules, documents: int = 300, length: int = 20) -> Firings:
     """Random words, and latents that fire where a rule of (words, i) says."""
     generator = np.random.default_rng(0)
     token = torch.tensor(generator.integers(len(WORDS), size=documents * length))
@@ -120,7 +102,7 @@ def test_a_judge_sees_no_values_and_is_asked_about_fourteen_contexts(found):
 
 
 def test_random_contexts_in_which_a_dense_latent_fires_count_as_active(found):
-    """Latent 0 fires on two words of seventeen: of thirteen words about half have one, drawn at random or not."""
+    """Latent 0 fires on two words of sixteen: of thirteen words about half have one, drawn at random or not."""
 
     class Always(TokenJudge):
         def detect(self, explanation, contexts):
@@ -190,9 +172,8 @@ def test_logit_effects_are_the_models_own(tales, dictionary):
     # What is left is that the norm's scale moves too, along the clean logits.
     clean = run.logits[0, -1].double() - run.logits[0, -1].double().mean()
     difference = difference - difference.mean()
-    ids = torch.tensor(
-        [tales.tokenizer.convert_tokens_to_ids(tales.tokenizer.tokenize(token)[0]) for token, _ in raises[:20]]
-    )
+    words = [tales.tokenizer.tokenize(token)[0] for token, _ in raises[:20]]
+    ids = torch.tensor(tales.tokenizer.convert_tokens_to_ids(words))
     assert raises[0][1] > 0 > lowers[0][1]
     effects = torch.tensor([value for _, value in raises[:20]], dtype=torch.float64)
     design = torch.stack([clean[ids], torch.ones(len(ids))], 1).double()

@@ -21,6 +21,7 @@ from patchclamp.evaluation.cards import Card as Card
 from patchclamp.evaluation.cards import Cards as Cards
 from patchclamp.evaluation.cards import cards as cards
 from patchclamp.evaluation.disentanglement import Attribute as Attribute
+from patchclamp.evaluation.disentanglement import by_model as by_model
 from patchclamp.evaluation.disentanglement import exchange as exchange
 from patchclamp.evaluation.disentanglement import rotation as rotation
 from patchclamp.evaluation.erasure import spurious as spurious

@@ -1,0 +1,1 @@
+"""Studies of how dictionaries, models and data are judged."""
