@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from patchclamp.dictionaries import Dictionary
+from patchclamp.dictionaries import Dictionary, ReLU, Trainer
 from patchclamp.dictionaries.codes import Codes
 from patchclamp.dictionaries.scaling import beta, latent_scaling, norm_scores, together
 from patchclamp.organisms import planted
@@ -117,3 +117,23 @@ def test_paired_rows_stack():
     assert {tuple(row.flatten().tolist()) for row in torch.cat(batches)} == pairs
     with pytest.raises(ValueError, match="one width"):
         together(Pairs(x[:, 0], x[:, 1, :3]))
+
+
+def test_a_crosscoders_penalty_pulls_each_models_row_by_as_much():
+    """The gradient of f times the summed norms of the decoder rows: without it, weak shares shrink in proportion."""
+    trainer = Trainer(ReLU(l1=1.0), d_in=(2, 4), width=6, steps=20)
+    x = torch.randn(32, 2, 4, generator=torch.Generator().manual_seed(0))
+    trainer.step(x)
+    kept = {name: tensor.detach().clone().requires_grad_() for name, tensor in trainer.tensors.items()}
+    rows = ((x.flatten(1) - trainer.centre_in) * trainer.scales[0]).detach()
+    weight = trainer.taken / trainer.warmup
+    trainer.step(x)
+    gradients = []
+    for norms in (kept["W_dec"].unflatten(1, (2, 4)).norm(dim=2).sum(1), 1.0):
+        codes = torch.nn.functional.linear(rows, kept["W_enc"], kept["b_enc"]).relu()
+        error = ((rows - codes @ kept["W_dec"] - kept["b_dec"]) ** 2).sum() / len(rows)
+        loss = error + weight * (codes * norms).sum(-1).mean()
+        variance = ((rows - rows.mean(0)) ** 2).sum() / len(rows)
+        gradients.append(torch.autograd.grad(loss / variance, kept["W_dec"], retain_graph=True)[0])
+    torch.testing.assert_close(trainer.tensors["W_dec"].grad, gradients[0])
+    assert not torch.allclose(gradients[0], gradients[1], rtol=1e-2)
