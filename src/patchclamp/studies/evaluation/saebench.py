@@ -182,8 +182,8 @@ def recovered(lab: Lab) -> Measured:
     given=recovered,
 )
 def explained(lab: Lab) -> Measured:
-    trained = lab.once(_explanations)[0]
-    return Measured.mean([one.score for one in trained], control=[one.null for one in trained])
+    scores, nulls, _ = lab.once(_explained)
+    return Measured.mean(scores, control=nulls)
 
 
 @study.finding(
@@ -194,9 +194,8 @@ def explained(lab: Lab) -> Measured:
 )
 def explained_untrained(lab: Lab) -> Measured:
     """Explanations do not show that anything was learned (so too Heap et al. 2025, arXiv:2501.17727)."""
-    trained, untrained = lab.once(_explanations)
-    rest = float(np.mean([one.score for one in untrained]))
-    return Measured.mean([one.score - rest for one in trained], control=[one.score - one.null for one in trained])
+    scores, nulls, untrained = lab.once(_explained)
+    return Measured.mean(scores - untrained.mean(), control=scores - nulls)
 
 
 @study.figure("Scores of a dictionary of planted features, beside random directions")
@@ -325,13 +324,15 @@ def _on_text(lab: Lab) -> tuple[Dictionary, Dictionary, Dictionary]:
     return own, random_dictionary(own, lab.seed), untrained
 
 
-def _explanations(lab: Lab) -> tuple[list[evaluation.Explanation], list[evaluation.Explanation]]:
-    """Of 40 latents each of the trained and the untrained dictionary, those that fire often enough to explain."""
+def _explained(lab: Lab) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Scores of the trained dictionary's explanations, their nulls, and scores of the untrained one's: of 40 latents of
+    each, those that fire often enough to be explained.
+    """
     own, _, untrained = lab.once(_on_text)
     found = []
     for one in (own, untrained):
         fired = evaluation.firings(one, lab.model, lab.once(_documents), site=_site(lab))
         alive = (fired.density() > 0.003).nonzero().flatten()[:40].tolist()
         made = [evaluation.explain(fired, latent, seed=lab.seed) for latent in alive]
-        found.append([explanation for explanation in made if explanation.known])
-    return found[0], found[1]
+        found.append(np.array([(e.score, e.null) for e in made if e.known], dtype=float))
+    return found[0][:, 0], found[0][:, 1], found[1][:, 0]
