@@ -1,4 +1,5 @@
 import pytest
+import torch
 
 from patchclamp.dictionaries import BatchTopK, Gated, JumpReLU, Matryoshka, ReLU, TopK, part
 
@@ -22,3 +23,13 @@ def test_wrong_names_and_settings_are_refused():
         Matryoshka(TopK(k=2), groups=(16, 8))
     with pytest.raises(ValueError, match="l0=-1"):
         JumpReLU(l0=-1)
+
+
+def test_batch_topk_is_exact_where_one_row_takes_all_of_its_candidates():
+    pre = torch.randn(6, 40, generator=torch.Generator().manual_seed(0))
+    pre[2] += 5
+    active, values = BatchTopK(k=3).select(pre)
+    expected = pre.flatten().topk(18)
+    assert torch.equal(values.sort().values, expected.values.sort().values)
+    assert torch.equal(active.row * 40 + active.latents, expected.indices.sort().values)
+    assert torch.equal(pre[active.row, active.latents], values)

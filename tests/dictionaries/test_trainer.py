@@ -52,7 +52,7 @@ def dense_gradients(trainer, x):
     loss = loss / variance
     if len(dead):
         residual = (x - codes @ tensors["W_dec"] - tensors["b_dec"]).detach()
-        k = min(len(dead), x.shape[1] // 2)
+        k = min(len(dead), trainer.active)
         best = pre[:, dead].topk(k)
         mask = torch.zeros_like(pre).scatter(1, dead[best.indices], 1.0)
         modelled = (pre * mask).relu() @ tensors["W_dec"]

@@ -47,7 +47,7 @@ class TopK:
     """The k largest pre-activations of each row, if positive (Gao et al. 2024)."""
 
     k: int
-    auxiliary: float = 1 / 32
+    auxiliary: float = 1 / 4
     """weight of the loss in which dead latents model the error"""
     signed = False
     inference = "topk"
@@ -66,7 +66,7 @@ class AbsoluteTopK:
     """The k pre-activations of largest size, with their signs."""
 
     k: int
-    auxiliary: float = 1 / 32
+    auxiliary: float = 1 / 4
     signed = True
     inference = "absolute_topk"
 
@@ -84,7 +84,7 @@ class GroupMax:
     """Latents in k groups of neighbours; the largest of each group, if positive. k divides the width."""
 
     k: int
-    auxiliary: float = 1 / 32
+    auxiliary: float = 1 / 4
     signed = False
     inference = "groupmax"
 
@@ -109,7 +109,7 @@ class BatchTopK:
     """
 
     k: int
-    auxiliary: float = 1 / 32
+    auxiliary: float = 1 / 4
     signed = False
     inference = "threshold"
 
@@ -119,23 +119,26 @@ class BatchTopK:
     def select(self, pre: Float[Tensor, "row width"]) -> tuple[Active, Float[Tensor, " pair"]]:
         """The active pairs and their pre-activations: exactly k x rows of them.
 
-        Only the 4k largest of each row are compared across the batch. That is exact unless a row has all of its own
-        among the kept; then its candidates are doubled.
+        The 4k largest of each row are compared across the batch. That is exact unless a row has all of its own among
+        the kept; then everything as large as the smallest kept is compared.
         """
         rows, width = pre.shape
         candidates = min(width, 4 * self.k)
-        while True:
-            best, indices = pre.topk(candidates, dim=-1)
-            kept = best.flatten().topk(rows * min(self.k, width), sorted=False).indices.sort().values
-            row = kept // candidates
-            counts = torch.bincount(row, minlength=rows)
-            if candidates == width or int(counts.max()) < candidates:
-                break
-            candidates = min(width, 2 * candidates)
+        best, indices = pre.topk(candidates, dim=-1, sorted=False)
+        values, kept = best.flatten().topk(rows * min(self.k, width), sorted=False)
+        kept = kept.sort().values
+        counts = torch.bincount(kept // candidates, minlength=rows)
+        latents = indices.flatten()[kept]
+        if candidates < width and int(counts.max()) == candidates:
+            at = (pre >= values.min()).flatten().nonzero().flatten()
+            kept = at[pre.flatten()[at].topk(len(kept), sorted=False).indices].sort().values
+            counts, latents = torch.bincount(kept // width, minlength=rows), kept % width
+            values = pre.flatten()[kept]
+        else:
+            values = best.flatten()[kept]
         start = torch.zeros(rows + 1, dtype=torch.long, device=pre.device)
         torch.cumsum(counts, 0, out=start[1:])
-        active = Active(start, indices.flatten()[kept], width)
-        return active, best.flatten()[kept]
+        return Active(start, latents, width), values
 
 
 @dataclass(frozen=True)
@@ -146,6 +149,7 @@ class ReLU:
 
     l1: float | None = None
     l0: float | None = None
+    auxiliary: float = 1 / 4
     inference = "threshold"
 
     def __post_init__(self) -> None:
@@ -191,6 +195,7 @@ class Gated:
 
     l1: float | None = None
     l0: float | None = None
+    auxiliary: float = 1 / 4
     inference = "threshold"
 
     def __post_init__(self) -> None:
@@ -208,6 +213,16 @@ class Gated:
     ) -> Float[Tensor, ""]:
         return pre.relu().sum(-1).mean()
 
+    def gate_error(
+        self,
+        pre: Float[Tensor, "row width"],
+        decoder: Float[Tensor, "width d"],
+        bias: Float[Tensor, " d"],
+        y: Float[Tensor, "row d"],
+    ) -> Float[Tensor, ""]:
+        """Summed squared error of what the gates alone explain, which teaches gates and leaves the decoder as it is."""
+        return ((y - pre.relu() @ decoder.detach() - bias.detach()) ** 2).sum()
+
 
 @dataclass(frozen=True)
 class JumpReLU:
@@ -216,23 +231,17 @@ class JumpReLU:
     """
 
     l0: float
-    bandwidth: float = 0.1
+    bandwidth: float = 2.0
     weight: float = 1.0
     """of the penalty, against a reconstruction loss that is 1 where nothing is explained"""
-    start: float = 4.0
-    """thresholds begin where this many times l0 are active"""
+    auxiliary: float = 1 / 4
     inference = "threshold"
 
     def __post_init__(self) -> None:
-        _positive(self, "l0", "bandwidth", "weight", "start")
+        _positive(self, "l0", "bandwidth", "weight")
 
     def parameters(self, width: int) -> dict[str, Tensor]:
         return {"log_threshold": torch.zeros(width)}
-
-    def begin(self, pre: Float[Tensor, "row width"]) -> Float[Tensor, ""]:
-        """The log of the one threshold with which `start` x l0 latents of a row are active on average."""
-        kept = min(pre.numel(), max(1, round(self.start * self.l0 * len(pre))))
-        return pre.flatten().topk(kept).values[-1].clamp_min(1e-3).log()
 
     def codes(self, pre: Float[Tensor, "row width"], extra: Mapping[str, Tensor]) -> Float[Tensor, "row width"]:
         threshold = extra["log_threshold"].exp()
@@ -317,7 +326,7 @@ def part(
     """The part called `name`, as a command line says it. ValueError where it is none, or does not have such a setting.
 
     >>> part("BatchTopK", k=32, groups=(64, 256))
-    Matryoshka(inner=BatchTopK(k=32, auxiliary=0.03125), groups=(64, 256))
+    Matryoshka(inner=BatchTopK(k=32, auxiliary=0.25), groups=(64, 256))
     """
     kinds = {kind.__name__: kind for kind in (*get_args(Chosen), *get_args(Penalised))}
     if name not in kinds:

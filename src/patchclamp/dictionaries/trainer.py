@@ -10,7 +10,8 @@ of size [row, width] is built (sparse.py). Parts with a penalty need every pre-a
 densely.
 
 The first batch sets the centre and the scale: inputs are centred and brought to a mean squared norm of their dimension,
-so that one learning rate and one penalty serve all sites; `dictionary()` folds this back into weights.
+so that one learning rate and one penalty serve all sites; `dictionary()` folds this back into weights. It also says
+where directions and thresholds begin (beginning.py).
 """
 
 import math
@@ -21,7 +22,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from patchclamp.dictionaries import parts, sparse
+from patchclamp.dictionaries import beginning, parts, sparse
 from patchclamp.dictionaries.dictionary import Dictionary
 
 THRESHOLD_MEMORY = 0.99
@@ -34,7 +35,7 @@ class Trainer:
     `d_in` (and `d_out`, where something else than the input is explained) may be a shape such as (2, 768) for two
     models read at once. A decoder row's norms over the first axis of `d_out` then sum to 1, by which model-specific
     latents show. `steps`, if known, is when the learning rate has come down to zero. `skip` adds a linear map from
-    input to output. The learning rate is 2e-4 / sqrt(width / 16384) unless given (Gao et al. 2024).
+    input to output. The learning rate follows from width, dimension and steps unless given (beginning.py).
     """
 
     def __init__(
@@ -64,7 +65,7 @@ class Trainer:
         self.paired = d_out is not None
         self.shape_out = self.shape_in if d_out is None else (d_out,) if isinstance(d_out, int) else tuple(d_out)
         self.d_in, self.d_out, self.width = math.prod(self.shape_in), math.prod(self.shape_out), width
-        self.learning_rate = learning_rate or 2e-4 / math.sqrt(width / 2**14)
+        self.learning_rate = learning_rate or beginning.learning_rate(width, self.d_out, steps)
         self.warmup = max(1, min(100, (steps or 1000) // 10))
         # Not the bare seed: data that somebody planted with it would be the very directions that training begins with.
         generator = torch.Generator().manual_seed((seed * 2654435761 + 0x5AE) % 2**63)
@@ -94,7 +95,7 @@ class Trainer:
         self.centre_out = torch.zeros(self.d_out, device=device)
         self.scales = (1.0, 1.0)  # of input and output
         self.threshold: float | None = None
-        self.log_l1 = math.log(getattr(self.inner, "l1", None) or 1e-2)
+        self.log_l1 = math.log(getattr(self.inner, "l1", None) or 0.5)
         self.taken = 0  # steps
         self._pre: Tensor | None = None
         self._dead: Int[Tensor, " dead"] | None = None
@@ -159,15 +160,19 @@ class Trainer:
             outputs.append(output)
         return outputs
 
-    def _auxiliary(self, part: parts.Chosen, pre: Tensor, x: Tensor, residual: Tensor) -> Tensor:
-        """The error, modelled by the best of the dead latents (Gao et al. 2024, appendix A.2): their way back."""
+    def _auxiliary(self, part: parts.Chosen | parts.Penalised, pre: Tensor, x: Tensor, residual: Tensor) -> Tensor:
+        """The error, modelled by the best of the dead latents (Gao et al. 2024, appendix A.2): their way back.
+
+        As many of them as are active in a code, not half the dimension: what the error is dense in comes near no
+        feature, and so never above the threshold of a batch.
+        """
         dead = self._dead
         if self.taken % 10 == 0 or dead is None:  # to count them waits for the device
             dead = self._dead = (self.silent > self.patience).nonzero().flatten()
         if not len(dead) or not part.auxiliary:
             return x.new_zeros(())
         t = self.tensors
-        k = min(len(dead), max(1, self.d_out // 2))
+        k = min(len(dead), max(1, round(self.active)))
         with torch.no_grad():
             values, at = pre[:, dead].topk(k, dim=-1, sorted=False)
             active = sparse.Active.of(dead[at], self.width)
@@ -180,8 +185,6 @@ class Trainer:
         if self.skip:
             self._skip = t["b_dec"] + x @ t["W_skip"]
         pre = torch.nn.functional.linear(x, t["W_enc"], t["b_enc"])
-        if isinstance(part, parts.JumpReLU) and not self.taken:
-            t["log_threshold"].data.fill_(part.begin(pre.detach()))
         codes = part.codes(pre, t)
         along = self.taken / self.steps if self.steps else min(1.0, self.taken / 10_000)
         output = t["b_dec"] if not self.skip else self._skip
@@ -192,8 +195,7 @@ class Trainer:
         variance = _variance(y)
         loss = torch.stack(losses).mean()
         if isinstance(part, parts.Gated):
-            gate = pre.relu() @ t["W_dec"].detach() + t["b_dec"].detach()
-            loss = loss + ((y - gate) ** 2).sum()
+            loss = loss + part.gate_error(pre, t["W_dec"], t["b_dec"], y)
         penalty = part.penalty(pre, codes * self._lengths(), t, along)
         l0 = (codes.detach() > 0).sum() / len(x)
         if isinstance(part, parts.JumpReLU):
@@ -204,8 +206,10 @@ class Trainer:
             loss = (loss / len(x) + weight * penalty) * len(x) / variance
             if part.l0 is not None and self.taken >= self.warmup:
                 self.log_l1 += 0.02 * max(-1.0, min(1.0, math.log(max(float(l0), 1e-3) / part.l0)))
+        residual = (y - output).detach()
+        loss = loss + self._auxiliary(part, pre.detach(), x, residual)
         with torch.no_grad():
-            error = ((y - output) ** 2).sum() / variance
+            error = (residual**2).sum() / variance
             self._count((codes > 0).sum(0).to(x.dtype), len(x))
         return loss, error, l0
 
@@ -248,11 +252,34 @@ class Trainer:
         self.centre_out = self.centre_in if y is None else y.mean(0)
         self.scales = (scale_in, scale_in if y is None else _scale(y - self.centre_out))
 
+        self._begin((x - self.centre_in) * scale_in, None if y is None else (y - self.centre_out) * self.scales[1])
+
+    @torch.no_grad()
+    def _begin(self, x: Tensor, y: Tensor | None) -> None:
+        """Directions half way to rows of the data; under a penalty, biases or thresholds that make the code sparse."""
+        t = self.tensors
+        generator = torch.Generator().manual_seed((self.seed * 2654435761 + 0xDA7) % 2**63)
+        which = torch.randint(len(x), (self.width,), generator=generator).to(x.device)
+        t["W_dec"].copy_(self._unit_(beginning.towards(t["W_dec"], x if y is None else y, which)))
+        encoder = t["W_dec"] if y is None else beginning.towards(t["W_enc"], x, which)
+        t["W_enc"].copy_(encoder if y is None else torch.nn.functional.normalize(encoder))
+        if isinstance(self.inner, parts.Penalised):
+            least = beginning.threshold_of(x @ t["W_enc"].t(), beginning.DENSER * self.active).clamp_min(1e-3)
+            if isinstance(self.inner, parts.JumpReLU):
+                t["log_threshold"].fill_(least.log())
+            else:
+                t["b_enc"].fill_(-least)
+
+    @property
+    def active(self) -> float:
+        """How many latents of a row are meant to be active; where only a penalty is given, a guess."""
+        wanted = getattr(self.inner, "k", None) or getattr(self.inner, "l0", None)
+        return wanted or min(32.0, self.width / 16)
+
     @property
     def patience(self) -> float:
-        """Rows after which a silent latent counts as dead: 500 times the mean interval between its activations."""
-        l0 = getattr(self.inner, "k", None) or getattr(self.inner, "l0", None) or 32
-        return 500 * self.width / l0
+        """Rows after which a silent latent counts as dead: 50 times the mean interval between its activations."""
+        return 50 * self.width / self.active
 
     def _count(self, fired: Float[Tensor, " width"], rows: int) -> None:
         self.silent = torch.where(fired > 0, 0.0, self.silent + rows)
