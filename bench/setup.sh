@@ -23,5 +23,5 @@ environment() {
 
 environment .venv-peers transformer-lens==4.3.0
 environment .venv-dictionaries sae-lens==6.54.12 eai-sparsify==1.3.3
-# Without what it depends on: it pins an nnsight for capturing that is not used here and does not fit this torch.
-"$here/.venv-dictionaries/bin/pip" install --quiet --no-deps dictionary-learning==0.1.0
+# Without what they depend on: they pin libraries for capturing that are not used here and do not fit this torch.
+"$here/.venv-dictionaries/bin/pip" install --quiet --no-deps dictionary-learning==0.1.0 circuit-tracer==0.5.0
