@@ -65,9 +65,9 @@ def fits_agree(lab: Lab) -> Measured:
     rows = [int((prompts.values["order"] == order).nonzero()[0]) for order in (0, 1)]
     base = torch.tensor(rows)[values[:, 2]]
     tokens = _named(prompts.task, base, names[0][values[:, 0]], names[1][values[:, 1]])
-    site = lab.model.sites("resid_post.*")[-1]
+    site = _sites(lab)[-1]
     x = activations(lab.model, tokens, site, prompts.task.positions[base], mask=prompts.task.mask[base])
-    balanced = dict(zip(("IO", "S", "order"), values.T, strict=True))
+    balanced = dict(zip(prompts.values, values.T, strict=True))
     unbalanced = {name: value[:200] for name, value in prompts.values.items()}
     other = lab.once(_states, "fit", site)[:200]
     return Measured.gap(*_both_fits(x, balanced), control=_both_fits(other, unbalanced))
@@ -115,7 +115,7 @@ def edits_control(lab: Lab) -> Measured:
 )
 def explaining_is_not_controlling(lab: Lab) -> Measured:
     """Needs a first layer that is explained: 0.9 of its variance; NaN where it is not."""
-    first = lab.model.sites("resid_post.*")[0]
+    first = _sites(lab)[0]
     at = lab.once(_causal_site)
     x, prompts = lab.once(_states, "test", first), lab.once(_prompts, "test")
     if 1 - measures.fvu(x, lab.once(_fitted, first).explain(prompts.values)) < 0.9:
@@ -194,7 +194,7 @@ def success_by_latents(lab: Lab):
 
 @study.figure("By layer: edits of the indirect object that change the answer, and what is left without the site")
 def success_by_layer(lab: Lab):
-    sites = lab.model.sites("resid_post.*")
+    sites = _sites(lab)
     found = {how: [float(lab.once(_edited, at, how).double().mean()) for at in sites] for how in EDITS}
     found["logit difference left with the mean"] = [lab.once(_without, at, "test") for at in sites]
     return pc.views.lines(list(range(len(sites))), found, title="control by layer")
@@ -256,13 +256,17 @@ def _other_names(lab: Lab) -> Int[Tensor, " prompt"]:
     return new
 
 
+def _sites(lab: Lab) -> list[str]:
+    return [str(site) for site in lab.model.sites("resid_post.*")]
+
+
 def _states(lab: Lab, part: str, site: str) -> Float[Tensor, "prompt d"]:
     return lab.once(_all_states, part)[site]
 
 
 def _all_states(lab: Lab, part: str) -> dict[str, Float[Tensor, "prompt d"]]:
     """The stream at the last token, after every layer."""
-    task, sites = lab.once(_prompts, part).task, lab.model.sites("resid_post.*")
+    task, sites = lab.once(_prompts, part).task, _sites(lab)
     found: dict[str, list[Tensor]] = {site: [] for site in sites}
     for rows in lab.progress(torch.arange(len(task)).split(250), f"prompts to {part}"):
         run = lab.model.run(task.clean[rows], attention_mask=task.mask[rows], record=sites)
@@ -309,7 +313,7 @@ def _answers_new(lab: Lab, site: str, x: Float[Tensor, "prompt d"]) -> Tensor:
 
 def _causal_site(lab: Lab) -> str:
     """After which layer the mean in the stream's place leaves least of the logit difference."""
-    return min(lab.model.sites("resid_post.*"), key=lambda site: lab.once(_without, site, "choose"))
+    return min(_sites(lab), key=lambda site: lab.once(_without, site, "choose"))
 
 
 def _without(lab: Lab, site: str, part: str) -> float:
