@@ -32,7 +32,8 @@ class CCS:
     "midpoint"  h E[(w.m)^2] - (1 - h) E[(w.d)^2] for unit w: the smallest eigenvector of h Cov(m) - (1 - h) Cov(d)
     "absolute"  h std|w.d| - (1 - h) E|w.d|, "root" the same with (E sqrt|w.d|)^2 for the mean
     `h` weighs consistency against distance. Without labels the sign is a convention: the largest component is positive.
-    With `y` in `fit`, it is that which is right more often there, and nothing else is taken from y.
+    With `y` in `fit`, it is that which is right more often there, and nothing else is taken from y. `every_` are the
+    directions of all starts, signs as they came.
     """
 
     loss: Loss = "ccs"
@@ -43,6 +44,7 @@ class CCS:
     normalise: bool = True
     seed: int = 0
     weight_: Float[Tensor, "*site d"] = field(init=False, repr=False)
+    every_: Float[Tensor, "*site try d"] = field(init=False, repr=False)
     bias_: Float[Tensor, "*site"] = field(init=False, repr=False)
     loss_: Float[Tensor, "*site"] = field(init=False, repr=False)
 
@@ -67,10 +69,12 @@ class CCS:
         if self.loss == "midpoint":
             vectors = _eigenvectors(x, self.h)
             w, b, found = vectors, x.new_zeros(len(x)), _displacement(x, vectors[..., None], self.h)[:, 0]
+            every = vectors[:, None]
         else:
-            w, b, found = self._descend(x)
+            w, b, found, every = self._descend(x)
         sign = w.gather(1, w.abs().argmax(1, keepdim=True)).sign()[:, 0]
         self._sites = sites
+        self.every_ = every.reshape((*sites, *every.shape[1:]))
         self._keep(w * sign[:, None], b * sign, found)
         if y is not None:
             y = as_labels(y, self.decision_function(pairs))
@@ -113,8 +117,8 @@ class CCS:
         labels = as_labels(y, decision)
         return single(accuracy(decision, labels)), single(accuracy(-decision, labels))
 
-    def _descend(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Adam on all starts of all sites at once; the best start of each site."""
+    def _descend(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Adam on all starts of all sites at once; the best start of each site, and the directions of all."""
         sites, _, _, d = x.shape
         generator = torch.Generator().manual_seed(self.seed)
         start = torch.randn(sites, d, self.tries, generator=generator, dtype=torch.float64)
@@ -133,7 +137,7 @@ class CCS:
         if self.loss != "ccs":
             w, b = w / w.norm(dim=1, keepdim=True), torch.zeros_like(b)
         index = torch.arange(sites, device=x.device)
-        return w[index, :, best], b[index, best], losses[index, best]
+        return w[index, :, best], b[index, best], losses[index, best], w.transpose(1, 2)
 
     def _losses(self, x: Tensor, w: Tensor, b: Tensor) -> Float[Tensor, "site try"]:
         if self.loss == "ccs":
@@ -151,7 +155,7 @@ def descended(probe: CCS, pairs: Tensor) -> Float[Tensor, "*site d"]:
     """The direction that gradient descent on the midpoint-displacement loss finds; a check of the eigenvector."""
     fitted = replace(probe, loss="midpoint").fit(pairs)
     flat = pairs.double().reshape(-1, *pairs.shape[-3:])
-    w, _, _ = fitted._descend((flat - fitted._centre) / fitted._scale)
+    w, _, _, _ = fitted._descend((flat - fitted._centre) / fitted._scale)
     return w.reshape(fitted.weight_.shape)
 
 

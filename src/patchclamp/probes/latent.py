@@ -37,15 +37,16 @@ class OnLatents(Estimator):
     def _solve(self, x: Tensor, y: Tensor, weights: Tensor) -> tuple[Tensor, ...]:
         latents = self._latents(x).double()
         active = latents != 0
-        size = latents.sum((0, 1)) / active.sum((0, 1)).clamp_min(1)
-        latents = torch.where(size != 0, latents / torch.where(size != 0, size, 1.0), 0.0)
-        used = (active.sum((0, 1)) > 0).nonzero()[:, 0]
+        size = latents.sum(1, keepdim=True) / active.sum(1, keepdim=True).clamp_min(1)
+        size = torch.where(size != 0, size, 1.0)
+        latents = latents / size
+        used = active.any(1).any(0).nonzero()[:, 0]
         if len(used) == 0:
             raise ValueError("no latent of the dictionary is active in any row: does it belong to this site?")
         inner = KSparse(min(self.k, len(used)), selector=self.selector, C=self.C, balanced=False, standardise=False)
         w, b, support, _ = inner._solve(latents[..., used], y, weights)
         whole = w.new_zeros(*w.shape[:2], self.dictionary.width)
-        whole[..., used] = w / size[used]
+        whole[..., used] = w / size[..., used]
         return whole, b, used[support]
 
     def _learnt(self, *rest: Tensor) -> None:

@@ -99,9 +99,10 @@ def solve(
     start = x.new_zeros(sites, y.shape[1], x.shape[-1])
     start[..., -1] = torch.logit((weights * y).sum(-1) / weights.sum(-1))
     inverse = _preconditioner(x, shared, y.shape[1])
-    near = _minimise(_Problem.of(x, y, weights, inverse, torch.float32), start.float(), max(tolerance, ROUGH), 100)
-    found = _minimise(_Problem.of(x, y, weights, inverse, torch.float64), near.double(), tolerance, iterations)
-    if found is None:
+    rough, exact = (_Problem.of(x, y, weights, inverse, dtype) for dtype in (torch.float32, torch.float64))
+    near, _ = _minimise(rough, start.float(), max(tolerance, ROUGH), min(iterations, 100))
+    found, reached = _minimise(exact, near.double(), tolerance, iterations)
+    if not reached:
         raise RuntimeError(f"no convergence in {iterations} iterations: standardise x, or lower C")
     w, b = found[..., :-1], found[..., -1]
     return w, b - (w * centre).sum(-1)
@@ -122,11 +123,10 @@ class _Problem:
         y, weights = y.to(dtype), weights.to(dtype).contiguous()
         return cls(x.to(dtype), 1 - 2 * y, weights, weights * y, inverse.to(dtype))
 
-    def of_sites(self, some: Tensor) -> "_Problem":
-        return _Problem(*(t[some] for t in (self.x, self.sign, self.weights, self.weighted, self.inverse)))
-
-    def of_labels(self, order: Tensor) -> "_Problem":
-        return _Problem(self.x, *(_picked(t, order) for t in (self.sign, self.weights, self.weighted)), self.inverse)
+    def part(self, some: Tensor, order: Tensor) -> "_Problem":
+        """Some sites, and some labels of each."""
+        own = [_picked(t[some], order) for t in (self.sign, self.weights, self.weighted)]
+        return _Problem(self.x[some], own[0], own[1], own[2], self.inverse[some])
 
     def value(self, z: Tensor, now: Tensor) -> Tensor:
         loss = torch.nn.functional.softplus(z * self.sign).mul_(self.weights).sum(-1)
@@ -163,10 +163,8 @@ def _preconditioner(x: Tensor, shared: Tensor, labels: int) -> Tensor:
 
 def _minimise(
     problem: _Problem, start: Float[Tensor, "site label unknown"], tolerance: float, iterations: int
-) -> Float[Tensor, "site label unknown"] | None:
-    """From `start` to where the next step promises less than `tolerance` of the value; None where that is not reached
-    (in single precision: the last point).
-    """
+) -> tuple[Float[Tensor, "site label unknown"], bool]:
+    """From `start` to where the next step promises less than `tolerance` of the value; and whether that was reached."""
     out, now = start, start
     sites, labels, _ = now.shape
     site = torch.arange(sites, device=now.device)
@@ -186,18 +184,17 @@ def _minimise(
             if len(site) and (most == 0 or int(some.sum()) <= 0.7 * len(some) or most <= 0.7 * going.shape[1]):
                 out = out.index_put((site[:, None], label), now)
                 if most == 0:
-                    return out
+                    return out, True
                 # What is done leaves: whole sites, and then labels, as many from each site.
                 order = going[some].int().argsort(dim=1, descending=True)[:, :most]
 
-                def left(t: Tensor, some: Tensor = some, order: Tensor = order) -> Tensor:
-                    return _picked(t[some], order)
-
-                problem, site, label = problem.of_sites(some).of_labels(order), site[some], left(label)
+                problem, site, label = problem.part(some, order), site[some], _picked(label[some], order)
                 now, gradient, direction, slope, z, value, going = (
-                    left(t) for t in (now, gradient, direction, slope, z, value, going)
+                    _picked(t[some], order) for t in (now, gradient, direction, slope, z, value, going)
                 )
-                history = [(left(s), left(c), left(f)) for s, c, f in history]
+                history = [
+                    (_picked(s[some], order), _picked(c[some], order), _picked(f[some], order)) for s, c, f in history
+                ]
             direction = direction * going[..., None]
         alpha, z, residual = _line_search(problem, z, now, direction, slope * going)
         step = alpha[..., None] * direction
@@ -207,7 +204,7 @@ def _minimise(
         gradient = new
         product = (step * change).sum(-1)
         history = [*history[-MEMORY + 1 :], (step, change, torch.where(product > 0, 1 / product, 0.0))]
-    return None if now.dtype == torch.float64 else out.index_put((site[:, None], label), now)
+    return out.index_put((site[:, None], label), now), False
 
 
 def _two_loop(gradient: Tensor, history: list[tuple[Tensor, Tensor, Tensor]], inverse: Tensor) -> Tensor:

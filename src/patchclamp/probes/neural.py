@@ -116,7 +116,7 @@ class AttentionPooled:
         y, weights = y.float(), (weights / weights.sum(-2, keepdim=True)).float()
         # A start that the mean already reads.
         start = ((pooled - centre[..., 0, :, :]) / scale[..., 0, :, :]).reshape(-1, *pooled.shape[-2:])
-        shown = (t.expand(*sites, *t.shape[-2:]).reshape(-1, *t.shape[-2:]).double() for t in (y, weights))
+        shown = (t.reshape(-1, *t.shape[-2:]).double() for t in (y, weights))
         yes, no, _ = means(start, *shown)
         query = rows.new_zeros(*sites, d, labels)
         value = (yes - no).float().transpose(-1, -2).reshape(*sites, d, labels).clone()
