@@ -59,7 +59,7 @@ def test_gradients_are_the_derivatives_by_the_share_that_an_edge_keeps(name):
     graph = Graph.of(model)
     side = next(sides(model, graph, task))
     run = side.wiring.run(nudged=True)
-    dots = side.wiring.dots(side.clean.sent - side.other, run.gradients(run.logits[:, 7].sum()))
+    dots = side.wiring.dots(side.clean.sent - side.other, run.gradients(run.logits[:, 7].sum())[0])
     keep = torch.ones(*dots.shape, dtype=torch.double, requires_grad=True)
     (wanted,) = torch.autograd.grad(side.wiring.run(keep=keep, other=side.other).logits[:, 7].sum(), keep)
     torch.testing.assert_close(graph.vector(dots), graph.vector(wanted))

@@ -1,18 +1,27 @@
 """Circuits: which paths through a network carry a behaviour."""
 
+from patchclamp.circuits.acdc import acdc as acdc
+from patchclamp.circuits.atp import atp as atp
+from patchclamp.circuits.atp import atp_star as atp_star
 from patchclamp.circuits.circuit import Circuit as Circuit
 from patchclamp.circuits.clean_corrupted import clean_corrupted as clean_corrupted
 from patchclamp.circuits.discover import METHODS as METHODS
 from patchclamp.circuits.discover import discover as discover
 from patchclamp.circuits.eap import eap as eap
 from patchclamp.circuits.eap_ig import eap_ig as eap_ig
+from patchclamp.circuits.edge_pruning import edge_pruning as edge_pruning
 from patchclamp.circuits.exact import exact as exact
+from patchclamp.circuits.false_negatives import false_negative_bound as false_negative_bound
 from patchclamp.circuits.graph import Graph as Graph
 from patchclamp.circuits.graph import GraphError as GraphError
+from patchclamp.circuits.information_flow import information_flow as information_flow
 from patchclamp.circuits.measures import curve as curve
 from patchclamp.circuits.measures import judge as judge
 from patchclamp.circuits.measures import measure as measure
 from patchclamp.circuits.measures import minimality as minimality
+from patchclamp.circuits.node_patching import node_patching as node_patching
+from patchclamp.circuits.path_patching import path_effect as path_effect
+from patchclamp.circuits.path_patching import path_patching as path_patching
 from patchclamp.circuits.paths import PathError as PathError
 from patchclamp.circuits.paths import Paths as Paths
 from patchclamp.circuits.paths import expand as expand

@@ -125,7 +125,7 @@ class Blocks:
         self._call(layer, flat, (), do)
         return seen[0].unflatten(0, (len(streams), -1))
 
-    def patterns(
+    def scores(
         self, layer: int, stream: Stream, heads: dict[str, Float[Tensor, "copy prompt pos head d_head"]]
     ) -> Float[Tensor, "copy prompt head query key"]:
         """The scores of attention, before softmax, with these queries, keys or values in place of the stream's own."""
@@ -147,9 +147,10 @@ class Blocks:
         *,
         heads: dict[str, Float[Tensor, "prompt pos head d_head"]] | None = None,
         middle: Middle | None = None,
+        pattern: Callable[[Tensor], Tensor] | None = None,
     ) -> Written:
         """A layer on a stream, with `heads` for what attention consumes and `middle(written)` for the stream that the
-        MLP reads once attention has written (where the MLP comes behind it).
+        MLP reads once attention has written (where the MLP comes behind it). `pattern` may edit the attention pattern.
         """
         kinds = [kind for kind in ("z", "attn_out", "mlp_out") if Site(kind, layer) in self.model.anatomy.taps]
         do = [edit(Site(kind, layer), _given(value)) for kind, value in (heads or {}).items()]
@@ -162,6 +163,8 @@ class Blocks:
 
         if middle is not None:
             do.append(edit(Site("resid_mid", layer), read))
+        if pattern is not None:
+            do.append(edit(Site("pattern", layer), pattern))
         session = self._session(len(stream) // len(self.ids), [Site(kind, layer) for kind in kinds], do)
         self._call(layer, stream, kinds, do, session)
         written = made[0] if made else self._attended(layer, session)

@@ -8,13 +8,19 @@ import difflib
 from collections.abc import Callable, Sequence
 
 from patchclamp import metrics
+from patchclamp.circuits.acdc import acdc
+from patchclamp.circuits.atp import atp, atp_star
 from patchclamp.circuits.circuit import Circuit
 from patchclamp.circuits.clean_corrupted import clean_corrupted
 from patchclamp.circuits.eap import eap
 from patchclamp.circuits.eap_ig import eap_ig
+from patchclamp.circuits.edge_pruning import edge_pruning
 from patchclamp.circuits.exact import exact
 from patchclamp.circuits.graph import Graph, GraphError
+from patchclamp.circuits.information_flow import information_flow
 from patchclamp.circuits.measures import judge
+from patchclamp.circuits.node_patching import node_patching
+from patchclamp.circuits.path_patching import path_patching
 from patchclamp.circuits.random_scores import random_scores
 from patchclamp.circuits.scores import Scores
 from patchclamp.circuits.select import How, select
@@ -33,12 +39,27 @@ def _activations(model: Model, task: Task, graph: Graph | None, *, metric: "str 
     return eap_ig(model, task, graph, metric=metric, of="activations")
 
 
+def _pruning(model: Model, task: Task, graph: Graph | None, *, metric: object) -> Scores:
+    return edge_pruning(model, task, graph)
+
+
+def _flow(model: Model, task: Task, graph: Graph | None, *, metric: object) -> Scores:
+    return information_flow(model, task, graph)
+
+
 METHODS: dict[str, Method] = {
     "exact": exact,
     "eap-ig": eap_ig,
     "eap-ig-activations": _activations,
     "clean-corrupted": clean_corrupted,
     "eap": eap,
+    "atp": atp,
+    "atp-star": atp_star,
+    "acdc": acdc,
+    "node-patching": node_patching,
+    "path-patching": path_patching,
+    "edge-pruning": _pruning,
+    "information-flow": _flow,
     "random": _random,
 }
 """By name, as method(model, task, graph, metric=); each file's function takes what else there is to say."""

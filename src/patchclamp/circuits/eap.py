@@ -31,7 +31,7 @@ def eap(
     with progress("edge attribution", len(task)) as advance:
         for side in sides(model, graph, task, ablation=ablation, batch=batch):
             run = side.wiring.run(nudged=True)
-            gradients = run.gradients(score(run.logits, side.task).sum())
+            gradients, _ = run.gradients(score(run.logits, side.task).sum())
             total += side.wiring.dots(side.clean.sent - side.other, gradients)
             advance(len(side.task))
     return scores_of(model, task, graph, graph.vector(total / len(task)), "eap", metric, ablation=ablation)

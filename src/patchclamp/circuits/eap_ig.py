@@ -69,7 +69,7 @@ def through_inputs(side: Side, point: float, score: metrics.Metric) -> Matrix:
     clean = side.wiring.blocks.start
     start = torch.lerp(side.other[: len(clean)], clean, point)
     run = side.wiring.run(start=start, nudged=True)
-    gradients = run.gradients(score(run.logits, side.task).sum())
+    gradients, _ = run.gradients(score(run.logits, side.task).sum())
     return side.wiring.dots(side.clean.sent - side.other, gradients)
 
 
@@ -87,8 +87,9 @@ def _through(side: Side, group: list[int], point: float, score: metrics.Metric) 
     clean = side.clean.sent
     keep = clean.new_ones(len(graph.senders), len(graph.readers), len(graph.places))
     keep[group] = point
-    run = side.wiring.run(keep=keep, other=side.other, nudged=True)
-    found = side.wiring.dots(clean - side.other, run.gradients(score(run.logits, side.task).sum()))
+    first = graph.senders[group[0]].layer or 0  # below, everything is as in the clean run
+    run = side.wiring.run(keep=keep, other=side.other, nudged=True, before=side.clean, first=first)
+    found = side.wiring.dots(clean - side.other, run.gradients(score(run.logits, side.task).sum())[0])
     only = torch.zeros_like(found)
     only[group] = found[group]
     return only

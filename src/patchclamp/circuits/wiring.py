@@ -30,6 +30,7 @@ Ablation = Literal["resample", "mean", "zero"]
 ABLATIONS: tuple[Ablation, ...] = ("resample", "mean", "zero")
 Sent = Float[Tensor, "sender prompt pos d_model"]
 Matrix = Float[Tensor, "sender reader place"]
+Gradients = list[tuple[list[int], Tensor]]
 
 
 @dataclass
@@ -42,15 +43,25 @@ class Passed:
     before: dict[int, Tensor] = field(default_factory=dict)  # the stream in front of each block, nothing exchanged
     added: dict[int, Tensor] = field(default_factory=dict)  # what attention added to it
     stream: Tensor = field(default_factory=lambda: torch.empty(0))  # the stream behind the last block
+    patterns: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)  # attention, and its nudge, by layer
+    dropped: set[int] = field(default_factory=set)  # layers through whose output no gradient goes back
 
     @property
     def sent(self) -> Sent:
         return torch.stack(self.written)
 
-    def gradients(self, value: Float[Tensor, ""], *, again: bool = False) -> list[tuple[list[int], Tensor]]:
-        """The gradient of a number with respect to each reader's stream, in groups of readers."""
-        found = torch.autograd.grad(value, [nudge for _, nudge in self.nudges], retain_graph=again)
-        return [(readers, gradient) for (readers, _), gradient in zip(self.nudges, found, strict=True)]
+    def gradients(
+        self, value: Float[Tensor, ""], *, drop: int | None = None, again: bool = False
+    ) -> tuple[Gradients, dict[int, Tensor]]:
+        """The gradient of a number with respect to each reader's stream, in groups of readers, and to each layer's
+        attention pattern (where these were nudged); with `drop`, of what does not pass through that layer.
+        """
+        self.dropped.clear()
+        self.dropped.update(() if drop is None else (drop,))
+        leaves = [nudge for _, nudge in self.nudges] + [nudge for _, nudge in self.patterns.values()]
+        found = torch.autograd.grad(value, leaves, retain_graph=again)
+        streams = [(readers, gradient) for (readers, _), gradient in zip(self.nudges, found, strict=False)]
+        return streams, dict(zip(self.patterns, found[len(streams) :], strict=True))
 
 
 class Wiring:
@@ -69,54 +80,75 @@ class Wiring:
         other: Sent | None = None,
         start: Float[Tensor, "embedding prompt pos d_model"] | None = None,
         nudged: bool = False,
+        patterns: bool = False,
         before: Passed | None = None,
         first: int = 0,
     ) -> Passed:
         """One pass. `start` is written by the embeddings in place of their own; with `before`, a run that is the same
-        below layer `first`, the layers below are not computed.
+        below layer `first`, the layers below are not computed. `nudged` runs are ready for gradients at every stream,
+        with `patterns` also at every attention pattern.
         """
         blocks = self.blocks
         written = list(blocks.start if start is None else start)
         stream = torch.stack(written).sum(0) + blocks.rest
-        state = _State(self, keep, other, nudged, written, stream)
+        state = _State(self, keep, other, nudged, patterns, written, stream)
         if before is not None and first:
             state.skip(before, first)
         for layer in range(first if before is not None else 0, self.model.n_layers):
             state.block(layer)
         logits = blocks.logits(state.read([Site("logits")])[0][0], self.task.positions)
-        return Passed(logits, state.written, state.nudges, state.before, state.added, state.stream)
+        return Passed(
+            logits, state.written, state.nudges, state.before, state.added, state.stream, state.patterns, state.dropped
+        )
 
-    def dots(self, difference: Sent, gradients: list[tuple[list[int], Tensor]]) -> Matrix:
+    def dots(self, difference: Sent, gradients: Gradients) -> Matrix:
         """For each edge and place the sum, over prompts and tokens, of what is sent times the reader's gradient."""
-        graph = self.graph
-        found = graph.zeros().to(difference)
-        where = torch.nn.functional.one_hot(self.place, len(graph.places)).to(difference.dtype)
+        if len(self.graph.places) > 1:
+            return self.dots_by_prompt(difference, gradients).sum(0)
+        found = self.graph.zeros().to(difference)
         for readers, gradient in gradients:
-            if len(graph.places) == 1:
-                found[:, readers, 0] = difference.flatten(1) @ gradient.flatten(1).T
-            else:
-                product = torch.einsum("sbtd,rbtd->srbt", difference, gradient)
-                found[:, readers] = torch.einsum("srbt,btp->srp", product, where)
+            found[:, readers, 0] = difference.flatten(1) @ gradient.flatten(1).T
+        return found.detach().cpu()
+
+    def dots_by_prompt(self, difference: Sent, gradients: Gradients) -> Float[Tensor, "prompt sender reader place"]:
+        """The same for each prompt."""
+        graph = self.graph
+        where = torch.nn.functional.one_hot(self.place, len(graph.places)).to(difference.dtype)
+        found = graph.zeros().to(difference).repeat(difference.shape[1], 1, 1, 1)
+        for readers, gradient in gradients:
+            product = torch.einsum("sbtd,rbtd->srbt", difference, gradient)
+            found[:, :, readers] = torch.einsum("srbt,btp->bsrp", product, where)
         return found.detach().cpu()
 
 
 class _State:
     """A run on its way: the stream so far, who wrote it, and who is still to read."""
 
-    def __init__(self, wiring: Wiring, keep: Matrix | None, other: Sent | None, nudged: bool, written: list, stream):
-        self.wiring, self.keep, self.other, self.nudged = wiring, keep, other, nudged
+    def __init__(
+        self,
+        wiring: Wiring,
+        keep: Matrix | None,
+        other: Sent | None,
+        nudged: bool,
+        attention: bool,
+        written: list[Tensor],
+        stream: Tensor,
+    ):
+        self.wiring, self.keep, self.other, self.nudged, self.attention = wiring, keep, other, nudged, attention
         self.written: list[Tensor] = written
         self.stream: Tensor = stream
         self.nudges: list[tuple[list[int], Tensor]] = []
         self.before: dict[int, Tensor] = {}
         self.added: dict[int, Tensor] = {}
+        self.patterns: dict[int, tuple[Tensor, Tensor]] = {}
+        self.dropped: set[int] = set()
         self.free = keep is not None and not keep.requires_grad
 
     def skip(self, before: Passed, first: int) -> None:
         graph = self.wiring.graph
         below = [n for n, site in enumerate(graph.senders) if site.layer is None or site.layer < first]
         self.written = [before.written[n] for n in below]
-        self.stream = before.before[first]
+        self.stream = before.before.get(first, before.stream)
         self.before, self.added = dict(before.before), dict(before.added)
 
     def block(self, layer: int) -> None:
@@ -143,19 +175,30 @@ class _State:
             self._wrote(layer, written)
             return self.read([reader])[0][0]
 
-        done = blocks.block(layer, stream, heads=given, middle=middle if mlp and behind else None)
+        def nudge(pattern: Tensor) -> Tensor:
+            self.patterns[layer] = pattern.detach(), torch.zeros_like(pattern, requires_grad=True)
+            return pattern + self.patterns[layer][1]
+
+        watched = nudge if self.attention and len(inputs) > 1 else None
+        done = blocks.block(layer, stream, heads=given, middle=middle if mlp and behind else None, pattern=watched)
         if not (mlp and behind):
             self._wrote(layer, done)
         if done.mlp is not None:
             self.written.append(done.mlp)
-            self.stream = self.stream + done.mlp
+            self.stream = self.stream + self._droppable(layer, done.mlp)
 
     def _wrote(self, layer: int, written: Written) -> None:
         if written.mixed is None:
             return
         self.written += list(written.heads) if written.heads is not None else [written.mixed]
         self.added[layer] = written.mixed
-        self.stream = self.stream + written.mixed
+        self.stream = self.stream + self._droppable(layer, written.mixed)
+
+    def _droppable(self, layer: int, x: Tensor) -> Tensor:
+        if self.nudged and x.requires_grad:
+            x = x.view_as(x)
+            x.register_hook(lambda gradient: torch.zeros_like(gradient) if layer in self.dropped else gradient)
+        return x
 
     def read(self, readers: list[Site]) -> tuple[Float[Tensor, "stream prompt pos d_model"], list[int]]:
         """The streams of these readers, and which of them is whose; readers of one stream share it."""
