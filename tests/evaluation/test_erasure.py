@@ -36,6 +36,11 @@ def test_the_mean_of_the_spurious_feature_repairs_the_biased_probe_and_its_absen
     assert zero[0] < 0.5
 
 
+def test_an_ablation_to_anything_else_is_refused():
+    with pytest.raises(ValueError, match="'zero' or to their 'mean'"):
+        spurious(identity(16), features(), wanted=0, unwanted=1, to="one")
+
+
 def test_units_repair_less():
     data = features(6000)
     assert spurious(identity(16), data, wanted=0, unwanted=1, ns=(1,), to="mean")["scr@1"][0] < 0.7

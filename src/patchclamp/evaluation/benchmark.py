@@ -10,7 +10,7 @@ Several dictionaries that were trained alike with other seeds count as one: `eva
 import difflib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, product
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from patchclamp.model import Model
 
 Values = Mapping[str, np.ndarray]
+_ABLATIONS: tuple[tuple[erasure.Ablation, str], ...] = (("zero", ""), ("mean", " (mean)"))
 
 
 @dataclass(frozen=True)
@@ -81,12 +82,13 @@ def truth(asked: _Asked) -> Values:
 
 
 def removal(asked: _Asked) -> Values:
-    """Spurious correlation removal of every pair of concepts of which all four cells are there."""
-    runs = [
-        erasure.spurious(asked.dictionary, asked.data, wanted=i, unwanted=j, seed=asked.seed)
-        for i, j in _crossed(asked.data)
-    ]
-    return {name: np.concatenate([run[name] for run in runs]) for name in runs[0]}
+    """Spurious correlation removal of the pairs of concepts that cross: as published, and with ablation to the mean."""
+    found: dict[str, list[np.ndarray]] = {}
+    for (i, j), (to, suffix) in product(_crossed(asked.data), _ABLATIONS):
+        run = erasure.spurious(asked.dictionary, asked.data, wanted=i, unwanted=j, to=to, seed=asked.seed)
+        for name, value in run.items():
+            found.setdefault(name + suffix, []).append(value)
+    return {name: np.concatenate(runs) for name, runs in found.items()}
 
 
 def exchanged(asked: _Asked) -> Values:
@@ -155,7 +157,7 @@ MEASURES: dict[str, Measure] = {
     "scr": Measure(
         removal,
         lambda a: "" if _crossed(a.data) else f"two concepts that hold together and apart in {4 * FEWEST} rows each",
-        {f"scr@{n}": "higher" for n in (1, 2, 5)},
+        {f"scr@{n}{suffix}": "higher" for n in (1, 2, 5) for suffix in ("", " (mean)")},
     ),
     "ravel": Measure(
         exchanged,

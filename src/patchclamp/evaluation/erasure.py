@@ -20,6 +20,8 @@ from patchclamp.evaluation import heads
 from patchclamp.evaluation.labelled import FEWEST, Labelled, latents, moved, shuffled
 from patchclamp.evaluation.probing import differences
 
+Ablation = Literal["zero", "mean"]
+
 SMALLEST_GAP = 0.05
 """What a probe must lose by the spurious concept: there is nothing to win back where it loses less."""
 
@@ -77,7 +79,7 @@ def spurious(
     wanted: int,
     unwanted: int,
     ns: Sequence[int] = (1, 2, 5),
-    to: Literal["zero", "mean"] = "zero",
+    to: Ablation = "zero",
     seed: int = 0,
 ) -> dict[str, np.ndarray]:
     """Spurious correlation removal, one number for each n: what an ablation of the unwanted concept's latents wins back
@@ -92,6 +94,8 @@ def spurious(
     The paper ablates to zero. That moves every row to the side of "no" of a probe whose bias has learned to expect the
     unwanted concept in half of the rows; an ablation to the mean does not.
     """
+    if to not in ("zero", "mean"):
+        raise ValueError(f"to={to!r}: latents are ablated to 'zero' or to their 'mean'")
     train, test = data.only([wanted, unwanted]).halves(seed)
     learn, asked = train[_four_kinds(train, seed)], test[_four_kinds(test, seed)]
     clean = heads.fit(learn)

@@ -6,7 +6,9 @@ features than dimensions (superposition) with linear heads in place of a model, 
 absorption, and `tales` for the loss and for explanations. What its judge, a language model, does is done by rules:
 tables of how often a latent fires given tokens, positions and labels.
 
-TPP and SCR ablate one latent: untrained dictionaries climb with the number of latents.
+TPP and SCR ablate one latent: untrained dictionaries climb with the number of latents. SCR ablates it to its mean. To
+zero, as published, moves every row to the side of "no" of a biased probe whose threshold lies between neither and both:
+the latents of the true features then win back less than half of what was lost (0.4 instead of 0.8 here).
 """
 
 from dataclasses import replace
@@ -108,8 +110,8 @@ def targeted(lab: Lab) -> Measured:
     control="the same gain of principal components",
 )
 def spurious(lab: Lab) -> Measured:
-    own, beside = _scores(lab, "scr", "scr@1", NOTHING)
-    pca, _ = _scores(lab, "scr", "scr@1", NOTHING, label="PCA")
+    own, beside = _scores(lab, "scr", "scr@1 (mean)", NOTHING)
+    pca, _ = _scores(lab, "scr", "scr@1 (mean)", NOTHING, label="PCA")
     return Measured.mean(own - beside, control=pca - beside)
 
 
