@@ -25,7 +25,7 @@ def test_no_finding_holds_where_nothing_was_learned_and_all_identities_do():
 def test_the_worlds_share_their_features_and_have_parents_with_children():
     assert torch.equal(RARE.truth().directions, COMMON.truth().directions)
     assert len(TREE.truth().labelled("parent")) == 4 and TREE.features == 24
-    assert study.name == "saebench" and len(study.claims) == 12
+    assert study.name == "saebench" and len(study.claims) == 13
 
 
 def test_what_is_reordered_is_the_same_dictionary_or_another():

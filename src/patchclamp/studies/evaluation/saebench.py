@@ -165,9 +165,25 @@ def price(lab: Lab) -> Measured:
 
 
 @study.finding(
+    "the model needs its stream: what a token's prediction loses by zeros there, in nats",
+    at_least=1.0,
+    control="what it loses by a dictionary that explains everything",
+)
+def needed(lab: Lab) -> Measured:
+    """Where nothing is lost, nothing can be recovered."""
+    lost = [
+        found["CE spliced"] - found["CE clean"]
+        for one in (evaluation.zero(lab.model.d_model), evaluation.identity(lab.model.d_model))
+        for found in [evaluation.recovered(lab.model, one, _site(lab), _texts(lab)[:24]).per_token]
+    ]
+    return Measured.number(lost[0], control=lost[1])
+
+
+@study.finding(
     "a dictionary of the model's stream keeps its predictions: loss recovered, against zeros",
     at_least=0.95,
     control="the better of random and untrained",
+    given=needed,
 )
 def recovered(lab: Lab) -> Measured:
     own, *beside = (evaluation.recovered(lab.model, one, _site(lab), _texts(lab)[:64]) for one in lab.once(_on_text))
