@@ -46,13 +46,11 @@ def row(dictionary: Dictionary, world: planted.Planted, seconds: float, rows: in
     x = world.sample(10_000, seed=1000).activations
     true = world.truth().directions[0]
     codes = dictionary.encode(x)
-    found = dictionary.W_dec
-    if dictionary.select == "absolute_topk":
-        found = torch.cat([found, -found])
+    signed, found = dictionary.select != "absolute_topk", dictionary.W_dec
     return {
         "rows": rows,
-        "recovered": measures.recovered(found, true),
-        "mcc": measures.match(found, true).mean if len(found) >= len(true) else float("nan"),
+        "recovered": measures.recovered(found, true, signed=signed),
+        "mcc": measures.match(found, true, signed=signed).mean if len(found) >= len(true) else float("nan"),
         "l0": float(codes.l0().mean()),
         "fvu": measures.fvu(x, dictionary.decode(codes)),
         "dead": float((measures.density(codes) == 0).float().mean()),

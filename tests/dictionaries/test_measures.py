@@ -69,3 +69,27 @@ def test_a_report_has_a_random_dictionary_beside_it():
 def test_identical_decoder_rows_are_each_other_s_nearest():
     rows = draw(5, 8)
     assert measures.decoder_cosines(tied(torch.cat([rows, rows[:1]])))[[0, 5]].tolist() == pytest.approx([1.0, 1.0])
+
+
+def test_a_report_of_several_seeds_has_their_spread_and_as_many_components_beside_it():
+    x = draw(400, 12) * torch.linspace(0.2, 2, 12)
+    several = [tied(torch.nn.functional.normalize(draw(16, 12, seed=seed), dim=1), k=3) for seed in range(3)]
+    figures = measures.report(several, x)
+    alone = [measures.report(each, x)["fvu"] for each in several]
+    assert figures["fvu"] == pytest.approx(sum(alone) / 3)
+    assert figures["error"]["fvu"] == pytest.approx(float(torch.tensor(alone).std()), rel=1e-4)
+    numbers = round(figures["l0"])
+    centred = (x - x.mean(0)).double()
+    low = torch.linalg.svd(centred).Vh[:numbers]
+    assert figures["pca"]["fvu"] == pytest.approx(measures.fvu(centred, centred @ low.T @ low), rel=1e-6)
+    kept = torch.zeros_like(centred).scatter(1, centred.abs().topk(numbers).indices, 1.0)
+    assert figures["units"]["fvu"] == pytest.approx(measures.fvu(centred, centred * kept), rel=1e-6)
+    with pytest.raises(ValueError, match="at least one"):
+        measures.report([], x)
+
+
+def test_signs_and_copies_are_counted():
+    true = torch.eye(4)
+    assert measures.recovered(-true, true) == 0 and measures.recovered(-true, true, signed=False) == 1
+    assert measures.splitting(torch.cat([true[:2], true[:1]]), true) == 1.5
+    assert measures.splitting(true, true) == 1

@@ -3,11 +3,15 @@
     measures.fvu(x, dictionary(x))                               # 0: all explained; 1: as good as the mean
     measures.recovered(dictionary.W_dec, truth_directions)       # share of true features with a latent of cosine > 0.9
     measures.report(dictionary, x)                               # the usual ones, with their controls beside them
+    measures.report([first, second, third], x)                   # of several seeds: means, and "error" the deviations
 
-Every number needs its control: `random_dictionary` and `untrained` make those that a report puts beside it.
+Every number needs its control: a random dictionary, principal components and raw units, as many of them as latents are
+active, are what a report puts beside it.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean, stdev
 from typing import Any
 
 import torch
@@ -81,9 +85,23 @@ def match(found: Float[Tensor, "width d"], true: Float[Tensor, "feature d"], sig
     return Match(pairs, cosines[torch.as_tensor(feature), pairs].float())
 
 
-def recovered(found: Float[Tensor, "width d"], true: Float[Tensor, "feature d"], above: float = 0.9) -> float:
-    """Share of the true features that some latent's direction has a cosine of more than `above` with."""
-    return float(((_unit(true) @ _unit(found).T).max(1).values > above).float().mean())
+def recovered(
+    found: Float[Tensor, "width d"], true: Float[Tensor, "feature d"], above: float = 0.9, signed: bool = True
+) -> float:
+    """Share of the true features that some latent's direction has a cosine of more than `above` with; an absolute one,
+    unless `signed`, where codes have signs (AbsoluteTopK).
+    """
+    cosines = _unit(true) @ _unit(found).T
+    return float(((cosines if signed else cosines.abs()).max(1).values > above).float().mean())
+
+
+def splitting(found: Float[Tensor, "width d"], true: Float[Tensor, "feature d"], above: float = 0.7) -> float:
+    """Over the true features that any latent is nearest to with a cosine of more than `above`, the mean number of such
+    latents: 1 where each has one of its own. NaN where no latent is that near to any.
+    """
+    best = (_unit(found) @ _unit(true).T).max(1)
+    counts = torch.bincount(best.indices[best.values > above], minlength=len(true))
+    return float(counts[counts > 0].float().mean())
 
 
 def mcc(found: Float[Tensor, "row width"], true: Float[Tensor, "row feature"]) -> float:
@@ -137,15 +155,45 @@ def random_dictionary(like: Dictionary, seed: int = 0) -> Dictionary:
 
 
 def report(
-    dictionary: Dictionary, x: Float[Tensor, "row d_in"], y: Float[Tensor, "row d_out"] | None = None
+    dictionary: Dictionary | Sequence[Dictionary],
+    x: Float[Tensor, "row d_in"],
+    y: Float[Tensor, "row d_out"] | None = None,
 ) -> dict[str, Any]:
-    """The usual figures of a dictionary on rows that it was not trained on, and those of a random one beside them.
+    """The usual figures of a dictionary on rows that it was not trained on, and those of controls beside them.
 
     fvu, l0, dead (share of latents never active), dense (active in more than a tenth of the rows), shrinkage, and the
-    median over latents of the cosine to the nearest other one.
+    median over latents of the cosine to the nearest other one. Controls are a "random" dictionary; and, with as many
+    numbers a row as latents are active, principal components of the rows ("pca", always the same ones) and raw "units"
+    (the largest of each row, about the mean). Several dictionaries, of different seeds, give means, and their standard
+    deviations in "error"; ValueError for none.
     """
+    several = [dictionary] if isinstance(dictionary, Dictionary) else list(dictionary)
+    if not several:
+        raise ValueError("report() needs at least one dictionary")
     target = x if y is None else y
-    return {**_figures(dictionary, x, target), "random": _figures(random_dictionary(dictionary), x, target)}
+    figures = [_figures(each, x, target) for each in several]
+    random = [_figures(random_dictionary(each, seed), x, target) for seed, each in enumerate(several)]
+    numbers = max(1, round(sum(each["l0"] for each in figures) / len(figures)))
+    found: dict[str, Any] = {**_mean(figures), "random": _mean(random), **_linear(target.flatten(1), numbers)}
+    if len(several) > 1:
+        found["error"] = {name: stdev(each[name] for each in figures) for name in figures[0]}
+    return found
+
+
+def _mean(figures: list[dict[str, float]]) -> dict[str, float]:
+    return {name: fmean(each[name] for each in figures) for name in figures[0]}
+
+
+def _linear(y: Float[Tensor, "row d"], numbers: int) -> dict[str, dict[str, float]]:
+    """What as many principal components, or the largest units of each row, leave unexplained."""
+    centred = (y - y.mean(0)).double()
+    numbers = min(numbers, y.shape[1])
+    spectrum = torch.linalg.eigvalsh(centred.T @ centred).clamp_min(0)
+    largest = (centred**2).topk(numbers, dim=1).values.sum()
+    return {
+        "pca": {"fvu": float(1 - spectrum[-numbers:].sum() / spectrum.sum()), "l0": float(numbers)},
+        "units": {"fvu": float(1 - largest / (centred**2).sum()), "l0": float(numbers)},
+    }
 
 
 def _figures(dictionary: Dictionary, x: Tensor, target: Tensor) -> dict[str, float]:
