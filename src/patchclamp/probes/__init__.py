@@ -1,5 +1,6 @@
 """Probes: what can be read from activations, by how simple a reader, beside what the reader could do alone.
 
+scores = probes.probe(model, texts, labels)     # every layer, cross-validated, beside its controls
 probe = probes.Logistic(C=0.1).fit(x, y)        # x [..., row, d]: layers, positions and labels in one pass
 probes.KSparse(3, selector="f").fit(x, y).support_
 """
@@ -16,6 +17,7 @@ from patchclamp.probes.estimator import Estimator as Estimator
 from patchclamp.probes.estimator import Probe as Probe
 from patchclamp.probes.estimator import Vector as Vector
 from patchclamp.probes.estimator import one_hot as one_hot
+from patchclamp.probes.files import probe_file as probe_file
 from patchclamp.probes.latent import OnLatents as OnLatents
 from patchclamp.probes.linear import LDA as LDA
 from patchclamp.probes.linear import DifferenceOfMeans as DifferenceOfMeans

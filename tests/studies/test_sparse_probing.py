@@ -1,0 +1,14 @@
+"""The study end to end: it holds on planted neurons and on the model, and no finding of it on random weights."""
+
+from patchclamp import studies
+
+
+def test_every_claim_holds():
+    verdict = studies.run("sparse-probing")
+    assert [claim.claim for claim in verdict.claims if not claim.holds] == []
+
+
+def test_no_finding_holds_on_random_weights_and_the_identity_does():
+    verdict = studies.run("sparse-probing", model="random")
+    assert {claim.holds for claim in verdict.claims if claim.kind == "finding"} == {False}
+    assert {claim.holds for claim in verdict.claims if claim.kind == "identity"} == {True}
