@@ -90,9 +90,6 @@ def main() -> int:
         pairs = [(probe.weight, probe.bias), (torch.tensor(peer.coef_[0]), torch.tensor(peer.intercept_[0]))]
         here = x[layer, pos][None].double()
         values = [float(objective(here, labels, weights, w[None, None], b[None, None])) for w, b in pairs]
-            float(objective(x[layer, pos][None].double(), labels, weights, w[None, None], b[None, None]))
-            for w, b in pairs
-        ]
         excess.append(values[0] / values[1] - 1)
         agree.append(float(((probe.decision(x[layer, pos]) > 0).numpy() == peer.predict(flat[layer, pos])).mean()))
     speed, low, high = (scale * value for value in (ratio.median, *ratio.interval))

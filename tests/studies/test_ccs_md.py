@@ -1,4 +1,4 @@
-"""The study end to end: it holds on planted pairs and on the statements of the model, and no finding of it on random weights."""
+"""The study end to end: it holds on planted pairs and on the model's statements, no finding on random weights."""
 
 from patchclamp import studies
 

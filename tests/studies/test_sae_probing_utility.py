@@ -15,7 +15,7 @@ def lab(**options):
 @pytest.mark.parametrize("regime", ["scarce", *study.REGIMES])
 def test_rows_of_a_task_are_of_its_feature(regime):
     x, y, fresh, answers = study._drawn(lab(), regime, 64)
-    assert x.shape == (3 * study.TASKS, 64, study.WIDTH) and fresh.shape[1] == len(answers) == study.TEST
+    assert x.shape == (study.DRAWS * study.TASKS, 64, study.WIDTH) and fresh.shape[1] == len(answers) == study.TEST
     assert float(y.sum()) == {"imbalanced": 6}.get(regime, float(y.sum()))
     direction = study._world(lab()).truth().directions[0, 0].float()
     along = fresh[0] @ direction
