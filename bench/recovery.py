@@ -88,7 +88,7 @@ def main() -> int:
     }
     sides |= {
         "(untrained)": (0, lambda: untrained(dictionaries.TopK(k=k), x, width=width)),
-        "(PCA)": (len(x), lambda: pca(x, components=k)),
+        "(PCA)": (len(x), lambda: pca(x, active=k)),
         "(frozen decoder)": (300 * 1024, lambda: frozen_decoder(dictionaries.TopK(k=k), x, width=width)),
     }
     table: dict[str, dict[str, float]] = {}
