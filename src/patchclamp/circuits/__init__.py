@@ -11,6 +11,8 @@ from patchclamp.circuits.eap import eap as eap
 from patchclamp.circuits.eap_ig import eap_ig as eap_ig
 from patchclamp.circuits.edge_pruning import edge_pruning as edge_pruning
 from patchclamp.circuits.exact import exact as exact
+from patchclamp.circuits.export import graph_json as graph_json
+from patchclamp.circuits.export import write_graph as write_graph
 from patchclamp.circuits.false_negatives import false_negative_bound as false_negative_bound
 from patchclamp.circuits.graph import Graph as Graph
 from patchclamp.circuits.graph import GraphError as GraphError

@@ -7,7 +7,8 @@
 Attribution misses what works through saturated attention, where the gradient through the softmax is zero. The QK fix
 computes the attention pattern with the exchanged query (or key) and takes the gradient from there: exact up to the
 pattern. It also misses effects that cancel in the gradient, one through a later layer and one around it: GradDrop takes
-as many gradients as there are layers, each with one layer's outputs left out, and averages the sizes of the scores.
+as many gradients as there are layers, each with one layer's outputs left out, and averages the sizes of the scores; the
+whole gradient is one more here, as in two layers no path through both is left by any other.
 From arXiv:2403.00745, carried over from nodes to edges: an edge into a query is the exchange of a part of it.
 """
 
@@ -61,7 +62,7 @@ def atp_star(
     """
     graph, score = as_graph(model, graph), metric_of(metric)
     total = graph.zeros()
-    layers = [*range(model.n_layers)] if drop else [None]
+    layers = [None, *range(model.n_layers)] if drop else [None]
     with progress("AtP*", len(task) * len(layers)) as advance:
         for side in sides(model, graph, task, ablation=ablation, batch=batch):
             run = side.wiring.run(nudged=True, patterns=True)
@@ -70,8 +71,8 @@ def atp_star(
             for layer in layers:
                 found = _scores(side, shifts, *run.gradients(value, drop=layer, again=True))
                 found = _of_nodes(found) if of == "nodes" else found
-                # Through one layer of them all there is nothing left to average (arXiv:2403.00745, eq. 11).
-                total += (found.abs() / max(1, len(layers) - 1) if drop else found).sum(0)
+                # One of them drops the reader's own layer, and is zero.
+                total += (found.abs() / model.n_layers if drop else found).sum(0)
                 advance(len(side.task))
     total /= len(task)
     values = graph.vector(total)

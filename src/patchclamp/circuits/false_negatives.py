@@ -78,5 +78,5 @@ def false_negative_bound(
     factor = torch.as_tensor(student.ppf(confidence, freedom.nan_to_num(1.0).clamp_min(1.0).numpy()))
     upper = (estimate.abs() + factor * variance.sqrt()).nan_to_num(float("inf"))
     open_ = ~verified.flatten()
-    found = [torch.where(open_, x, 0.0).float().reshape(graph.shape) for x in (estimate, upper)]
-    return Bound(graph, *found, confidence, samples)
+    estimate, upper = (torch.where(open_, x, 0.0).float().reshape(graph.shape) for x in (estimate, upper))
+    return Bound(graph, estimate, upper, confidence, samples)
