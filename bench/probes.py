@@ -71,7 +71,7 @@ def main() -> int:
     flat = x.double().numpy()
 
     def ours() -> None:
-        ours.probe = Logistic(C=chosen.C).fit(x, y.expand(layers, -1, -1, -1)).probe_
+        ours.probe = Logistic(C=chosen.C, tolerance=1e-5).fit(x, y.expand(layers, -1, -1, -1)).probe_
 
     def theirs() -> None:
         with warnings.catch_warnings():
