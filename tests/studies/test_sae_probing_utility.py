@@ -36,9 +36,14 @@ def test_an_untrained_dictionary_knows_no_feature():
 
 
 @pytest.mark.slow
-def test_every_claim_holds():
+def test_all_but_the_hard_regimes_hold():
+    """On planted features latents do help where labels are few or wrong, by about 0.02: reported as it is."""
     verdict = studies.run("sae-probing-utility")
-    assert [claim.claim for claim in verdict.claims if not claim.holds] == []
+    failed = [claim for claim in verdict.claims if not claim.holds]
+    assert [claim.claim.split(":")[0] for claim in failed] == [
+        "nor where labels are uneven, wrong, or go with another feature"
+    ]
+    assert 0.01 < failed[0].measured < 0.04
 
 
 @pytest.mark.slow
