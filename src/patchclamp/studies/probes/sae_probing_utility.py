@@ -6,7 +6,7 @@ Asked on planted superposition, where labels are features, with a dictionary tha
 dictionary (so that a gain, where there is one, is seen), and with a random one (so that luck is not taken for a gain).
 
 Here labels are the very features that the dictionary was trained to find, which is kinder to it than text is. With true
-labels, half of each value, it adds nothing all the same; with few or wrong labels it adds about 0.02, so that claim does
+labels, half of each value, it adds nothing all the same; with few or wrong labels it adds about 0.02: that claim does
 not hold on these data.
 """
 
