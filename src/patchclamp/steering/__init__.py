@@ -5,7 +5,9 @@ model.generate("The day", do=[direction.add(1.5)], max_new_tokens=12).text
 found = pc.steering.tune(model, direction, behaviour, neutral=texts)        # effect against cost, by strength
 """
 
+from patchclamp.steering import affine as affine
 from patchclamp.steering import behaviour as behaviour
+from patchclamp.steering import diffing as diffing
 from patchclamp.steering.behaviour import Behaviour as Behaviour
 from patchclamp.steering.behaviour import Neutral as Neutral
 from patchclamp.steering.direction import Direction as Direction
@@ -13,7 +15,9 @@ from patchclamp.steering.direction import DirectionError as DirectionError
 from patchclamp.steering.direction import load as load
 from patchclamp.steering.direction import random as random
 from patchclamp.steering.direction import writes as writes
+from patchclamp.steering.function_vectors import function_vectors as function_vectors
 from patchclamp.steering.means import activations as activations
+from patchclamp.steering.means import centre as centre
 from patchclamp.steering.means import difference as difference
 from patchclamp.steering.means import differences as differences
 from patchclamp.steering.means import mean as mean
@@ -23,3 +27,6 @@ from patchclamp.steering.select import Selected as Selected
 from patchclamp.steering.select import select as select
 from patchclamp.steering.tune import Response as Response
 from patchclamp.steering.tune import tune as tune
+from patchclamp.steering.units import Units as Units
+from patchclamp.steering.units import momentum as momentum
+from patchclamp.steering.units import units as units

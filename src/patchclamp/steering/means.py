@@ -58,9 +58,18 @@ def mean_centred(model: Model, prompts: Any, *, background: Any, site: str | Sit
     Raises `DirectionError` for fewer than 8 rows on either side.
     """
     target, rest = (activations(model, texts, site, pos=pos) for texts in (prompts, background))
-    vector = _enough(target, "prompts").mean(0) - _enough(rest, "background").mean(0)
+    vector = centre(_enough(target, "prompts"), _enough(rest, "background"))
     count = {"prompts": _count(prompts), "background": _count(background)}
     return _direction(model, _only(target), vector, "mean_centred", **count)
+
+
+def centre(target: Float[Tensor, "row d"], background: Float[Tensor, "other d"]) -> Float[Tensor, "d"]:
+    """Mean of `target` less mean of `background`: what both share, however large, is gone.
+
+    >>> centre(torch.tensor([[7.0, 1.0]]), torch.tensor([[7.0, 0.0]]))
+    tensor([0., 1.])
+    """
+    return target.mean(0) - background.mean(0)
 
 
 def difference(model: Model, positive: Any, negative: Any, *, site: str | Site, pos: Position = None) -> Direction:

@@ -1,0 +1,132 @@
+"""What fine-tuning left behind: how the activations of a model and its fine-tune differ on text that is not about it.
+
+traces = pc.steering.diffing.traces(base, tuned, unrelated, sites="resid_post.*", positions=5)
+trace = traces["resid_post.2"]
+pc.steering.diffing.top(tuned, trace.vectors, k=10)                 # by position, through the model's own unembedding
+direction, strength = trace.direction(), pc.steering.diffing.tolerated(tuned, trace.direction(), neutral)
+tuned.generate("The day", do=[direction.add(strength)], max_new_tokens=16).text
+
+Both models see the first tokens of the same texts, and the mean of the difference is what fine-tuning adds whatever
+the text is about (Minder et al. 2025, arXiv:2510.13900). It is read through the unembedding, by what it makes a prompt
+that repeats tokens say, and by adding it, as strongly as the model bears, while it writes.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from patchclamp.interventions import patch
+from patchclamp.model import Model
+from patchclamp.sites import Site
+from patchclamp.steering.behaviour import Neutral
+from patchclamp.steering.direction import Direction, DirectionError
+
+BATCH = 64
+
+
+@dataclass(frozen=True, eq=False)
+class Trace:
+    """`vectors`: the mean difference by position, fine-tune less base; `norms`: the mean norm of the fine-tune's states
+    there, in the same units.
+    """
+
+    site: str
+    vectors: Float[Tensor, "pos d"]
+    norms: Float[Tensor, "pos"]
+
+    @property
+    def sizes(self) -> Float[Tensor, "pos"]:
+        """Length of the difference as a share of a state's, by position."""
+        return self.vectors.norm(dim=-1) / self.norms
+
+    def direction(self, position: int | None = None) -> Direction:
+        """The difference at one position, or its mean over all but the first, whose token all texts share."""
+        if position is None and len(self.vectors) < 2:
+            raise DirectionError("a trace of one position has no others to average over; name it: direction(0)")
+        vector = self.vectors[1:].mean(0) if position is None else self.vectors[position]
+        return Direction(self.site, vector, "trace", {"position": position})
+
+
+def traces(
+    base: Model, tuned: Model, texts: Sequence[str], *, sites: "str | Site" = "resid_post.*", positions: int = 5
+) -> dict[str, Trace]:
+    """The trace at every site, over the first `positions` tokens of each text, BOS included.
+
+    Raises `DirectionError` for texts with fewer tokens, and for two models that read the texts differently.
+    """
+    ours, theirs = tuned.tokens(list(texts)), base.tokens(list(texts))
+    if ours.ids.shape != theirs.ids.shape or not torch.equal(ours.ids, theirs.ids):
+        raise DirectionError(f"{base.name} and {tuned.name} split the texts into different tokens")
+    short = int((ours.mask.sum(1) < positions).sum())
+    if short:
+        raise DirectionError(f"{short} of {len(texts)} texts have fewer than positions={positions} tokens")
+    before, _ = _means(base, theirs.ids[:, :positions], sites)
+    after, norms = _means(tuned, ours.ids[:, :positions], sites)
+    return {str(site): Trace(str(site), after[site] - before[site], norms[site]) for site in after}
+
+
+def _means(model: Model, ids: Tensor, sites: "str | Site") -> tuple[dict[Site, Tensor], dict[Site, Tensor]]:
+    """Mean state and mean norm by site and position."""
+    found = model.sites(sites)
+    sums = {site: torch.zeros((), dtype=torch.float64) for site in found}
+    norms = dict(sums)
+    for start in range(0, len(ids), BATCH):
+        run = model.run(ids[start : start + BATCH], record=found, stop=True)
+        for site in found:
+            states = run[site].double().cpu()
+            sums[site] = sums[site] + states.sum(0)
+            norms[site] = norms[site] + states.norm(dim=-1).sum(0)
+    mean = {site: (total / len(ids)).float() for site, total in sums.items()}
+    return mean, {site: (total / len(ids)).float() for site, total in norms.items()}
+
+
+def lens(model: Model, vectors: Float[Tensor, "row d"]) -> Float[Tensor, "row vocab"]:
+    """Log-probabilities that the model's last norm and unembedding give vectors of the residual stream."""
+    ids = torch.full((len(vectors), 1), model.pad)
+    last = f"resid_post.{model.n_layers - 1}"
+    logits = model.run(ids, attention_mask=torch.ones_like(ids), do=[patch(last, vectors[:, None])]).logits
+    assert logits is not None
+    return logits[:, 0].float().log_softmax(-1).cpu()
+
+
+def patchscope(
+    model: Model, direction: Direction, prompt: str, norm: float, scales: Sequence[float] = (1.0,)
+) -> Float[Tensor, "scale vocab"]:
+    """Log-probabilities after `prompt`, at whose last token the state is the direction at `scale` times `norm`.
+
+    `prompt` repeats tokens and ends in a placeholder ("cat -> cat; dog -> dog; ?"), so that what the state says is said
+    again (Ghandeharioun et al. 2024, arXiv:2401.06102). `norm` is that of states at the direction's site.
+    """
+    states = torch.stack([direction.rescaled(scale * norm).vector for scale in scales])
+    logits = model.run([prompt] * len(scales), do=[patch(direction.site, states[:, None], pos=-1)]).logits
+    assert logits is not None
+    return logits[:, -1].float().log_softmax(-1).cpu()
+
+
+def top(model: Model, vectors: Float[Tensor, "row d"], k: int = 10) -> list[list[str]]:
+    """The `k` tokens that each vector says most through `lens`, as text."""
+    if model.tokenizer is None:
+        raise DirectionError(f"{model.name} has no tokenizer: use lens(), whose rows are by token id")
+    return [[model.tokenizer.decode([int(i)]).strip() for i in row] for row in lens(model, vectors).topk(k).indices]
+
+
+def tolerated(
+    model: Model, direction: Direction, neutral: Any, *, budget: float = 1.0, most: float = 64.0, halvings: int = 6
+) -> float:
+    """The largest strength, by bisection up to `most`, at which neutral text costs at most `budget` nats a token."""
+    text = Neutral(model, neutral)
+
+    def bears(strength: float) -> bool:
+        return text.measure([direction.add(strength)])["rise"] <= budget
+
+    if bears(most):
+        return most
+    low, high = 0.0, most
+    for _ in range(halvings):
+        middle = (low + high) / 2
+        low, high = (middle, high) if bears(middle) else (low, middle)
+    return low
