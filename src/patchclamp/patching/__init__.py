@@ -2,10 +2,20 @@
 
 `sweep` is exact; `attribution` approximates the same table with gradients; `direct_effect` splits the answer's logit
 into what each head, MLP and embedding writes.
+`das` and its like find a subspace of an activation to patch, `illusion` tests whether it is used at all.
 """
 
 from patchclamp.patching.attribution import attribution as attribution
 from patchclamp.patching.corruption import Corruption as Corruption
 from patchclamp.patching.corruption import corrupted_embedding as corrupted_embedding
 from patchclamp.patching.direct import direct_effect as direct_effect
+from patchclamp.patching.illusion import Illusion as Illusion
+from patchclamp.patching.illusion import illusion as illusion
+from patchclamp.patching.pairs import Pairs as Pairs
+from patchclamp.patching.subspace import Subspace as Subspace
+from patchclamp.patching.subspace import das as das
+from patchclamp.patching.subspace import gradient_direction as gradient_direction
+from patchclamp.patching.subspace import mean_direction as mean_direction
+from patchclamp.patching.subspace import random_direction as random_direction
+from patchclamp.patching.subspace import rank_one_edit as rank_one_edit
 from patchclamp.patching.sweep import sweep as sweep
