@@ -18,9 +18,11 @@ HELP = [
     ["doctor", "--help"],
     ["record", "--help"],
     ["train", "--help"],
+    ["probe", "--help"],
     ["steer", "--help"],
     ["study", "--help"],
     ["studies", "--help"],
+    ["bench", "--help"],
     ["organisms", "--help"],
     ["organisms", "train", "--help"],
 ]
@@ -201,3 +203,34 @@ def test_steer_finds_a_direction_and_writes_its_curve(tmp_path, capsys):
     assert (tmp_path / "out" / "report.html").exists() and (tmp_path / "out" / "direction.safetensors").exists()
     assert run("steer", *files) == 2
     assert "either --words or --starts" in capsys.readouterr().err
+
+
+def test_probe_reads_a_file_and_writes_every_score(tmp_path):
+    rows = [f"{text},{int('park' in text)}" for name in ("Mary", "John", "Anna", "Tom", "Paul", "Emma")
+            for text in (f"{name} went to the park.", f"{name} went to the store.")]  # fmt: skip
+    (tmp_path / "texts.csv").write_text("text,label\n" + "\n".join(rows))
+    written = tmp_path / "scores.json"
+    options = [
+        "--sites",
+        "resid_post.0",
+        "--probe",
+        "means",
+        "--folds",
+        3,
+        "--json",
+        written,
+        "--out",
+        tmp_path / "out",
+    ]
+    assert run("probe", tmp_path / "texts.csv", *options) == 0
+    (row,) = json.loads(written.read_text())
+    assert row["score"] > 0.9 and row["shuffled"] < row["score"] and (tmp_path / "out" / "scores.pt").exists()
+
+
+def test_bench_scores_methods_on_known_circuits(tmp_path):
+    written = tmp_path / "table.json"
+    chosen = ["--programs", "planted-circuit:induction", "--methods", "eap", "exact"]
+    assert run("bench", "circuits", *chosen, "--json", written) == 0
+    found = {row["method"]: row["auroc"] for row in json.loads(written.read_text())}
+    assert set(found) == {"eap", "exact", "random"} and found["exact"] > 0.9 > 0.7 > found["random"]
+    assert run("bench", "circuits", "--methods", "guess") == 2

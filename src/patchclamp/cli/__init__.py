@@ -10,8 +10,10 @@ from typing import Annotated
 
 import tyro
 
+from patchclamp.cli.bench import Bench
 from patchclamp.cli.models import Doctor, Investigate
 from patchclamp.cli.organisms import Organisms
+from patchclamp.cli.probing import Probe
 from patchclamp.cli.steering import Steer
 from patchclamp.cli.stores import Learn, Record
 from patchclamp.cli.studies import Studies, Study
@@ -29,10 +31,12 @@ class Patchclamp:
         | Doctor
         | Record
         | Annotated[Learn, tyro.conf.subcommand("train")]
+        | Probe
         | Steer
         | Study
         | Studies
         | Organisms
+        | Bench
     )
     debug: bool = False
     """print the traceback of an error"""
