@@ -34,7 +34,7 @@ study = Study(
     paper="Is This the Subspace You Are Looking For? An Interpretability Illusion for Subspace Activation Patching "
     "(arXiv:2311.17030)",
     seed="002_c890b7b323703807.txt",
-    organism=NAME,
+    organism="planted-circuit:duplicate-removal",
 )
 
 STEPS = 40
