@@ -2,6 +2,7 @@
 
 `sweep` is exact; `attribution` approximates the same table with gradients; `direct_effect` splits the answer's logit
 into what each head, MLP and embedding writes.
+`self_repair` says what the rest does when a part is taken away.
 `das` and its like find a subspace of an activation to patch, `illusion` tests whether it is used at all.
 """
 
@@ -12,6 +13,9 @@ from patchclamp.patching.direct import direct_effect as direct_effect
 from patchclamp.patching.illusion import Illusion as Illusion
 from patchclamp.patching.illusion import illusion as illusion
 from patchclamp.patching.pairs import Pairs as Pairs
+from patchclamp.patching.self_repair import SelfRepair as SelfRepair
+from patchclamp.patching.self_repair import self_repair as self_repair
+from patchclamp.patching.self_repair import self_repairs as self_repairs
 from patchclamp.patching.subspace import Subspace as Subspace
 from patchclamp.patching.subspace import das as das
 from patchclamp.patching.subspace import gradient_direction as gradient_direction
