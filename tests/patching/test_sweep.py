@@ -101,6 +101,23 @@ def test_the_model_is_left_as_it_was():
         assert not module._forward_pre_hooks and not module._forward_hooks
 
 
+@pytest.mark.parametrize("name", ["gpt2", "llama", "bloom"])
+def test_embeddings_are_exact(name: str):
+    """They stand before the block that a run is taken up at."""
+    model, task = cases.model(name), cases.task()
+    table = pc.patching.sweep(model, task, "embed", positions="each")
+    np.testing.assert_allclose(table.values.ravel(), cases.naive(model, task, "embed", "each"), atol=1e-4)
+    assert float(table.max()) > 0.5
+
+
+def test_a_corruption_stays_where_another_embedding_is_patched():
+    model, task = cases.model("gpt2"), cases.task()
+    restored = pc.patching.sweep(model, task, "embed", positions="each", corruption="gaussian")
+    untouched = pc.patching.sweep(model, task, "pos_embed", positions="each", corruption="gaussian")
+    assert float(restored.max()) == pytest.approx(1, abs=1e-4)
+    np.testing.assert_allclose(untouched.values, 0, atol=1e-4)
+
+
 @pytest.mark.parametrize("corruption", ["gaussian", "mean", "zero"])
 def test_corrupted_embeddings(corruption: str):
     model, task = cases.model("gpt2"), cases.task()

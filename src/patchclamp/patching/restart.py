@@ -31,6 +31,7 @@ from patchclamp.sites import Site
 
 _BEFORE_Z = frozenset({"resid_pre", "ln1_scale", "attn_in", "q", "k", "v", "scores", "pattern"})
 _BEFORE_MLP = _BEFORE_Z | {"z"}
+_EMBEDDINGS = (Site("embed"), Site("pos_embed"))
 
 
 class _Reached(BaseException):
@@ -84,6 +85,8 @@ class Restart:
         self.closed = True
         n, last = len(base), len(self.layers) - 1
         keeps = [Site("resid_pre", i) for i in range(last + 1)] + list(sites)
+        if any(site in _EMBEDDINGS for site in sites):  # one is changed and the other is held at the base run's
+            keeps += [site for site in _EMBEDDINGS if site in model.anatomy.taps]
         do = [*_in_rows(base_do, range(n)), *_in_rows(source_do, range(n, 2 * n))]
         session = Session(model.hf, model.anatomy, [Keep(site) for site in dict.fromkeys(keeps)], do)
         ids = torch.cat([self.ids, source.to(model.device)])[:, : self.end]
@@ -165,9 +168,16 @@ class Restart:
             arguments["past_key_values"] = self._past(start, copies, layer)
         with torch.no_grad(), ExitStack() as stack:
             stack.enter_context(self._unembedding(columns))
-            stack.enter_context(self._passing_through(layer, fed))
+            if site not in _EMBEDDINGS:
+                stack.enter_context(self._passing_through(layer, fed))
             if site is not None and write is not None:
-                if site.kind == "z" and layer in self._attention:
+                if site in _EMBEDDINGS:
+                    held = {s: self._copied(s, copies, start) for s in _EMBEDDINGS if s in self.before}
+                    do = [
+                        _writing(s, lambda x, _, at=s: write(held[at], start) if at == site else held[at]) for s in held
+                    ]
+                    stack.enter_context(Session(self.model.hf, self.model.anatomy, (), do))
+                elif site.kind == "z" and layer in self._attention:
                     new = write(self._copied(site, copies, start), start).flatten(-2)
                     stack.enter_context(self._attention_from(self._attention[layer], new))
                     inside = []
