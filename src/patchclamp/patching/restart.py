@@ -172,10 +172,7 @@ class Restart:
                 stack.enter_context(self._passing_through(layer, fed))
             if site is not None and write is not None:
                 if site in _EMBEDDINGS:
-                    held = {s: self._copied(s, copies, start) for s in _EMBEDDINGS if s in self.before}
-                    do = [
-                        _writing(s, lambda x, _, at=s: write(held[at], start) if at == site else held[at]) for s in held
-                    ]
+                    do = self._embedded(site, write, copies, start)
                     stack.enter_context(Session(self.model.hf, self.model.anatomy, (), do))
                 elif site.kind == "z" and layer in self._attention:
                     new = write(self._copied(site, copies, start), start).flatten(-2)
@@ -190,6 +187,12 @@ class Restart:
                 assert self._named is not None
                 return (reached.final @ self._named[0] + self._named[1]).unflatten(0, (-1, copies))
         return self._at_answers(output.logits, columns).unflatten(0, (-1, copies))
+
+    def _embedded(self, site: Site, write: Callable[..., Tensor], copies: int, start: int) -> list[Intervention]:
+        """The base run's embeddings, with `write` done to one of them."""
+        held = {at: self._copied(at, copies, start) for at in _EMBEDDINGS if at in self.before}
+        held[site] = write(held[site], start)
+        return [_writing(at, lambda x, start, at=at: held[at]) for at in held]
 
     # ── arguments ─────────────────────────────────────────────────────────────────────────────────────────────────
 
