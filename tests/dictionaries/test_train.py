@@ -40,6 +40,17 @@ def test_the_same_seed_gives_the_same_bits_and_another_gives_others(world):
     assert same(a, b) and not same(a, c)
 
 
+def test_the_default_precision_is_float32_and_a_checkpoint_knows_its_own(world, tmp_path):
+    x = world.sample(2000).activations
+    default, full, half = (
+        dictionaries.train(TopK(k=3), x, width=32, batch=500, out=tmp_path / str(i), progress=False, **given)
+        for i, given in enumerate(({}, {"precision": "float32"}, {"precision": "bfloat16"}))
+    )
+    assert same(default, full) and not same(default, half)
+    with pytest.raises(ValueError, match=r"another run: precision=bfloat16 \(now float32\)"):
+        dictionaries.train(TopK(k=3), x, width=32, batch=500, out=tmp_path / "2", progress=False)
+
+
 def test_several_parts_learn_what_each_would_alone(world):
     x = world.sample(4000).activations
     parts = [TopK(k=3), BatchTopK(k=3), ReLU(l0=3)]

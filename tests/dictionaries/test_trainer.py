@@ -70,7 +70,7 @@ def test_gradients_equal_the_dense_ones(part, some_dead):
     trainer.step(data[1])
     if some_dead:
         trainer.silent[::3] = 1e9
-        trainer._dead = None
+        trainer.dead = None
     expected, loss = dense_gradients(trainer, data[2])
     result = trainer.step(data[2])
     assert float(result["loss"]) == pytest.approx(loss, rel=1e-5)
@@ -131,6 +131,22 @@ def test_training_explains_more(part):
         assert sum(r["l0"] for r in results[-20:]) / 20 == pytest.approx(controlled, rel=0.35)
 
 
+@pytest.mark.parametrize("part", [TopK(k=4), BatchTopK(k=4), ReLU(l0=4), Gated(l0=4), JumpReLU(l0=4)], ids=str)
+def test_an_encoder_in_bfloat16_explains_as_much_to_two_in_a_hundred(part):
+    data = list(batches(300))
+    ends = {}
+    for precision in ("float32", "bfloat16"):
+        trainer = Trainer(part, d_in=12, width=48, steps=300, learning_rate=3e-3, precision=precision)
+        results = [float(trainer.step(x)["fvu"]) for x in data]
+        ends[precision] = sum(results[-20:]) / 20
+        moments = [value for kept in trainer.optimizer.state.values() for value in kept.values()]
+        assert all(tensor.dtype == torch.float32 for tensor in [*trainer.tensors.values(), *moments])
+        assert all(tensor.dtype == torch.float32 for tensor in trainer.dictionary().state_dict().values())
+    assert ends["float32"] != ends["bfloat16"] == pytest.approx(ends["float32"], rel=0.02)
+    with pytest.raises(ValueError, match="its precision is bfloat16, not float32"):
+        Trainer(part, d_in=12, width=48).restore(trainer.state())
+
+
 def test_batch_topk_keeps_k_on_average_exactly_also_when_one_row_takes_most():
     part = BatchTopK(k=2)
     pre = torch.rand(10, 64, generator=torch.Generator().manual_seed(0))
@@ -174,6 +190,8 @@ def test_wrong_input_is_refused():
         Gated(l1=1.0, l0=4)
     with pytest.raises(ValueError, match="positive"):
         TopK(k=0)
+    with pytest.raises(ValueError, match="precision='half': expected one of float32, bfloat16"):
+        Trainer(TopK(k=2), d_in=4, width=16, precision="half")  # type: ignore[arg-type]
     trainer = Trainer(TopK(k=2), d_in=4, width=16)
     with pytest.raises(ValueError, match="expected rows of"):
         trainer.step(torch.zeros(8, 5))

@@ -24,6 +24,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd import Function
 
+from patchclamp.dictionaries.parallel import ALONE, Alone
 from patchclamp.dictionaries.sparse import Active
 
 
@@ -116,26 +117,26 @@ class BatchTopK:
     def __post_init__(self) -> None:
         _positive(self, "k")
 
-    def select(self, pre: Float[Tensor, "row width"]) -> tuple[Active, Float[Tensor, " pair"]]:
-        """The active pairs and their pre-activations: exactly k x rows of them.
+    def select(
+        self, pre: Float[Tensor, "row width"], processes: Alone = ALONE
+    ) -> tuple[Active, Float[Tensor, " pair"]]:
+        """The active pairs and their pre-activations: exactly k x rows of them, of the rows of all processes together.
 
         The 4k largest of each row are compared across the batch. That is exact unless a row has all of its own among
         the kept; then everything as large as the smallest kept is compared.
         """
         rows, width = pre.shape
-        candidates = min(width, 4 * self.k)
+        k, candidates = min(self.k, width), min(width, 4 * self.k)
         best, indices = pre.topk(candidates, dim=-1, sorted=False)
-        values, kept = best.flatten().topk(rows * min(self.k, width), sorted=False)
-        kept = kept.sort().values
+        kept, found = processes.largest(best.flatten(), rows, k)
         counts = torch.bincount(kept // candidates, minlength=rows)
-        latents = indices.flatten()[kept]
-        if candidates < width and int(counts.max()) == candidates:
-            at = (pre >= values.min()).flatten().nonzero().flatten()
-            kept = at[pre.flatten()[at].topk(len(kept), sorted=False).indices].sort().values
+        if candidates < width and int(processes.most(counts)) == candidates:
+            at = (pre >= found.min()).flatten().nonzero().flatten()
+            kept = at[processes.largest(pre.flatten()[at], rows, k)[0]]
             counts, latents = torch.bincount(kept // width, minlength=rows), kept % width
             values = pre.flatten()[kept]
         else:
-            values = best.flatten()[kept]
+            values, latents = best.flatten()[kept], indices.flatten()[kept]
         start = torch.zeros(rows + 1, dtype=torch.long, device=pre.device)
         torch.cumsum(counts, 0, out=start[1:])
         return Active(start, latents, width), values
@@ -247,14 +248,15 @@ class JumpReLU:
         threshold = extra["log_threshold"].exp()
         return _Jump.apply(pre, threshold, self.bandwidth)  # pyright: ignore[reportReturnType]
 
-    def l0_of(self, pre: Float[Tensor, "row width"], extra: Mapping[str, Tensor]) -> Float[Tensor, ""]:
-        """Mean number of active latents, with the rectangle's gradient to the thresholds."""
-        return _Step.apply(pre, extra["log_threshold"].exp(), self.bandwidth).sum(-1).mean()  # pyright: ignore
-
     def penalty(
         self, pre: Tensor, codes: Float[Tensor, "row width"], extra: Mapping[str, Tensor], along: float
     ) -> Float[Tensor, ""]:
-        return self.weight * (self.l0_of(pre, extra) / self.l0 - 1) ** 2
+        """Mean number of active latents, with the rectangle's gradient to the thresholds: what `cost` is of."""
+        return _Step.apply(pre, extra["log_threshold"].exp(), self.bandwidth).sum(-1).mean()  # pyright: ignore
+
+    def cost(self, l0: Float[Tensor, ""]) -> Float[Tensor, ""]:
+        """The penalty, where so many latents of a row are active on average in the whole batch."""
+        return self.weight * (l0 / self.l0 - 1) ** 2
 
 
 class _Jump(Function):

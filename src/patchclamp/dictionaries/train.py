@@ -5,6 +5,11 @@ tensors [row, d] make an SAE, [row, model, d] a crosscoder, and tuples (input, o
 
 With `out`, a checkpoint is kept beside the metrics, and the same call goes on where an interrupted one stopped: with
 the same bits, on the same machine and number of threads.
+
+Under torchrun the same call trains the same dictionary, to rounding, on all processes together: each reads every batch
+and works on its share (parallel.py); the first one writes.
+
+    torchrun --nproc-per-node 8 script.py
 """
 
 import json
@@ -19,8 +24,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from patchclamp.dictionaries.dictionary import Dictionary
+from patchclamp.dictionaries.parallel import Alone, together
 from patchclamp.dictionaries.parts import Part
-from patchclamp.dictionaries.trainer import Trainer
+from patchclamp.dictionaries.trainer import Precision, Trainer
 from patchclamp.store.rows import PairedRows, Rows, held
 
 CHECKPOINT, METRICS = "checkpoint.pt", "metrics.jsonl"
@@ -49,6 +55,7 @@ def train(
     out: str | Path | None = None,
     every: int = 200,
     device: str | torch.device = "cpu",
+    precision: Precision = "float32",
     progress: bool = True,
 ) -> Dictionary: ...
 @overload
@@ -65,6 +72,7 @@ def train(
     out: str | Path | None = None,
     every: int = 200,
     device: str | torch.device = "cpu",
+    precision: Precision = "float32",
     progress: bool = True,
 ) -> list[Dictionary]: ...
 def train(
@@ -80,6 +88,7 @@ def train(
     out: str | Path | None = None,
     every: int = 200,
     device: str | torch.device = "cpu",
+    precision: Precision = "float32",
     progress: bool = True,
 ) -> Dictionary | list[Dictionary]:
     """A dictionary of `width` latents, or one for each of several parts, learned from `tokens` rows of `data`.
@@ -87,7 +96,9 @@ def train(
     `tokens` is one pass over the data unless given; data without an end need it. `seed` decides the initial weights and
     the order of the rows. Every `every` steps the metrics of each dictionary (loss, fvu, l0, dead) are written to
     `out`/metrics.jsonl, and a checkpoint; at the end each dictionary is saved in `out`, under its number if there are
-    several. ValueError where `out` has the checkpoint of another run.
+    several. `precision` is that of the encoder's product. Where torchrun started this process, or torch.distributed is
+    initialised, all processes train together; "cuda" is then the GPU of each one's number. ValueError where `out` has
+    the checkpoint of another run, or another process trains something else.
     """
     several = isinstance(parts, Sequence)
     chosen = list(parts) if isinstance(parts, Sequence) else [parts]
@@ -101,8 +112,10 @@ def train(
             raise ValueError("these data have no end: give tokens=, the number of rows to learn from")
     if tokens < 1 or batch < 1:
         raise ValueError(f"tokens={tokens}, batch={batch}: expected positive numbers")
+    processes, device = together(device)
     first = next(_batches(data, min(batch, tokens), seed, _Place()))
-    shapes = [tuple(tensor.shape[1:]) for tensor in (first if isinstance(first, tuple) else (first,))]
+    first = first if isinstance(first, tuple) else (first,)
+    shapes = [tuple(tensor.shape[1:]) for tensor in first]
     steps = -(-tokens // batch)
     trainers = [
         Trainer(
@@ -115,14 +128,20 @@ def train(
             steps=steps,
             skip=skip,
             device=device,
+            precision=precision,
+            processes=processes,
         )
         for part in chosen
     ]
     folder = None if out is None else Path(out)
     run = {"tokens": tokens, "batch": batch, "seed": seed, "width": width, "learning_rate": learning_rate}
-    place = _Place() if folder is None else _resumed(folder, run, trainers)
+    run |= {"precision": precision}
+    if processes.size > 1:
+        sums = [float(tensor.sum(dtype=torch.float64)) for tensor in first]
+        processes.agree({"parts": chosen, **run, "sum of the first batch": str(sums)})
+    place = _Place() if folder is None else _resumed(folder, run, trainers, processes)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, disable=not progress) as bar:
+    with Progress(*columns, disable=not progress or processes.rank > 0) as bar:
         job = bar.add_task("dictionaries", total=tokens, completed=place.seen)
         while place.seen < tokens:
             began = place
@@ -134,7 +153,7 @@ def train(
                 done = place.seen >= tokens
                 if done or trainers[0].taken % every == 0:
                     said = [{name: float(value) for name, value in result.items()} for result in results]
-                    if folder is not None:
+                    if folder is not None and not processes.rank:
                         _keep(folder, run, trainers, place, said)
                     bar.update(job, completed=place.seen, description=_line(said))
                 if done:
@@ -145,8 +164,8 @@ def train(
                 place = _Place(place.epoch + 1, 0, place.seen)
     dictionaries = [trainer.dictionary() for trainer in trainers]
     if folder is not None:
-        for number, dictionary in enumerate(dictionaries):
-            dictionary.save(folder / str(number) if several else folder)
+        folders = [folder / str(number) for number in range(len(chosen))] if several else [folder]
+        processes.lead(lambda: [one.save(at) for one, at in zip(dictionaries, folders, strict=True)])
     return dictionaries if several else dictionaries[0]
 
 
@@ -214,12 +233,12 @@ def _replace(path: Path, write: Any) -> None:
     part.replace(path)
 
 
-def _resumed(folder: Path, run: dict[str, Any], trainers: list[Trainer]) -> _Place:
+def _resumed(folder: Path, run: dict[str, Any], trainers: list[Trainer], processes: Alone) -> _Place:
     """Where the run in `folder` stopped, with its trainers as they were then."""
     path = folder / CHECKPOINT
-    if not path.exists():
+    state = processes.lead(lambda: torch.load(path, map_location="cpu", weights_only=True) if path.exists() else None)
+    if state is None:
         return _Place()
-    state = torch.load(path, map_location="cpu", weights_only=True)
     different = {name: value for name, value in state["run"].items() if run[name] != value}
     if different or len(state["trainers"]) != len(trainers):
         what = ", ".join(f"{name}={value} (now {run[name]})" for name, value in different.items())

@@ -6,8 +6,8 @@
     dictionary = trainer.dictionary()
 
 Parts that choose a known number of latents are trained through (indices, values): after the encoder's product nothing
-of size [row, width] is built (sparse.py). Parts with a penalty need every pre-activation's gradient, and are trained
-densely.
+of size [row, width] is built. Parts with a penalty need every pre-activation's gradient, and are trained densely
+(steps.py).
 
 The first batch sets the centre and the scale: inputs are centred and brought to a mean squared norm of their dimension,
 so that one learning rate and one penalty serve all sites; `dictionary()` folds this back into weights. It also says
@@ -16,14 +16,17 @@ where directions and thresholds begin (beginning.py).
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from patchclamp.dictionaries import beginning, parts, sparse
+from patchclamp.dictionaries import beginning, parts, steps
 from patchclamp.dictionaries.dictionary import Dictionary
+from patchclamp.dictionaries.parallel import ALONE, Alone
+
+Precision = Literal["float32", "bfloat16"]
 
 THRESHOLD_MEMORY = 0.99
 """Of the running mean of BatchTopK's smallest kept value; about 100 batches."""
@@ -36,6 +39,9 @@ class Trainer:
     models read at once. A decoder row's norms over the first axis of `d_out` then sum to 1, by which model-specific
     latents show. `steps`, if known, is when the learning rate has come down to zero. `skip` adds a linear map from
     input to output. The learning rate follows from width, dimension and steps unless given (beginning.py).
+
+    `precision="bfloat16"` is that of the encoder's product alone: weights, decoder and optimiser stay float32. Where
+    several `processes` train together (parallel.py), each is given every batch whole, and works on its share.
     """
 
     def __init__(
@@ -50,7 +56,12 @@ class Trainer:
         steps: int | None = None,
         skip: bool = False,
         device: str | torch.device = "cpu",
+        precision: Precision = "float32",
+        processes: Alone = ALONE,
     ) -> None:
+        if precision not in get_args(Precision):
+            raise ValueError(f"precision={precision!r}: expected one of {', '.join(get_args(Precision))}")
+        self.precision, self.dtype, self.processes = precision, getattr(torch, precision), processes
         self.part, self.seed, self.steps, self.skip = part, seed, steps, skip
         self.inner = part.inner if isinstance(part, parts.Matryoshka) else part
         self.groups = part.groups if isinstance(part, parts.Matryoshka) else (width,)
@@ -97,8 +108,8 @@ class Trainer:
         self.threshold: float | None = None
         self.log_l1 = math.log(getattr(self.inner, "l1", None) or 0.5)
         self.taken = 0  # steps
-        self._pre: Tensor | None = None
-        self._dead: Int[Tensor, " dead"] | None = None
+        self.memory: Float[Tensor, "row width"] | None = None  # of the encoder's product
+        self.dead: Int[Tensor, " dead"] | None = None  # as counted some steps ago
 
     # One step
 
@@ -109,13 +120,14 @@ class Trainer:
         and `dead` (the fraction of latents silent for long), as tensors: reading one waits for the device, which a loop
         need not do in every step. ValueError on a batch of another shape, or with a number that is not finite.
         """
-        x, y = self._normalised(batch)
+        x, y, rows = self._normalised(batch)
         self.optimizer.zero_grad(set_to_none=False)
         if isinstance(self.inner, parts.Chosen):
-            loss, error, l0 = self._chosen_step(self.inner, x, y)
+            loss, fvu, l0 = steps.chosen(self, self.inner, x, y, rows)
         else:
-            loss, error, l0 = self._penalised_step(self.inner, x, y)
+            loss, fvu, l0 = steps.penalised(self, self.inner, x, y, rows)
         loss.backward()
+        self.processes.add_up(tensor.grad for tensor in self.tensors.values() if tensor.grad is not None)
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate * self._schedule()
         self.optimizer.step()
@@ -123,109 +135,12 @@ class Trainer:
         self.taken += 1
         # A latent of mean frequency is active every width / l0 rows.
         dead = (self.silent > self.patience).float().mean()
-        return {"loss": loss.detach(), "fvu": error, "l0": l0, "dead": dead}
-
-    def _chosen_step(self, part: parts.Chosen, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        t = self.tensors
-        pre = self._pre_activations(x)
-        with torch.no_grad():
-            active, values = part.select(pre)
-        values = sparse.encode(x, t["W_enc"], t["b_enc"], active, values, grad=t["W_enc"].grad)
-        if not part.signed:
-            values = values.relu()
-        variance = _variance(y)
-        outputs = self._prefixes(values, active)
-        loss = torch.stack([((y - output) ** 2).sum() for output in outputs]).mean() / variance
-        residual = (y - outputs[-1]).detach()
-        with torch.no_grad():
-            error = (residual**2).sum() / variance
-            on = values.detach() != 0
-            fired = active.total(on.to(values.dtype))
-            if isinstance(part, parts.BatchTopK):
-                self._remember(values.detach(), on)
-        loss = loss + self._auxiliary(part, pre, x, residual)
-        self._count(fired, len(x))
-        return loss, error, on.sum() / len(x)
-
-    def _prefixes(self, values: Tensor, active: sparse.Active) -> list[Float[Tensor, "row d_out"]]:
-        """The output of each nested prefix of the latents; of them all where there is no nesting."""
-        t = self.tensors
-        output = t["b_dec"] if not self.skip else self._skip
-        outputs = []
-        for first, last in zip((0, *self.groups), self.groups, strict=False):
-            some = values
-            if len(self.groups) > 1:
-                some = values * ((active.latents >= first) & (active.latents < last))
-            output = output + sparse.decode(some, t["W_dec"], active, grad=t["W_dec"].grad)
-            outputs.append(output)
-        return outputs
-
-    def _auxiliary(self, part: parts.Chosen | parts.Penalised, pre: Tensor, x: Tensor, residual: Tensor) -> Tensor:
-        """The error, modelled by the best of the dead latents (Gao et al. 2024, appendix A.2): their way back.
-
-        As many of them as are active in a code, not half the dimension: what the error is dense in comes near no
-        feature, and so never above the threshold of a batch.
-        """
-        dead = self._dead
-        if self.taken % 10 == 0 or dead is None:  # to count them waits for the device
-            dead = self._dead = (self.silent > self.patience).nonzero().flatten()
-        if not len(dead) or not part.auxiliary:
-            return x.new_zeros(())
-        t = self.tensors
-        k = min(len(dead), max(1, round(self.active)))
-        with torch.no_grad():
-            values, at = pre[:, dead].topk(k, dim=-1, sorted=False)
-            active = sparse.Active.of(dead[at], self.width)
-        values = sparse.encode(x, t["W_enc"], t["b_enc"], active, values.flatten(), grad=t["W_enc"].grad)
-        modelled = sparse.decode(values.relu(), t["W_dec"], active, grad=t["W_dec"].grad)
-        return part.auxiliary * ((residual - modelled) ** 2).sum() / (residual**2).sum().clamp_min(1e-12)
-
-    def _penalised_step(self, part: parts.Penalised, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        t = self.tensors
-        if self.skip:
-            self._skip = t["b_dec"] + x @ t["W_skip"]
-        pre = torch.nn.functional.linear(x, t["W_enc"], t["b_enc"])
-        codes = part.codes(pre, t)
-        along = self.taken / self.steps if self.steps else min(1.0, self.taken / 10_000)
-        output = t["b_dec"] if not self.skip else self._skip
-        losses = []
-        for first, last in zip((0, *self.groups), self.groups, strict=False):
-            output = output + codes[:, first:last] @ t["W_dec"][first:last]
-            losses.append(((y - output) ** 2).sum())
-        variance = _variance(y)
-        loss = torch.stack(losses).mean()
-        if isinstance(part, parts.Gated):
-            loss = loss + part.gate_error(pre, t["W_dec"], t["b_dec"], y)
-        penalty = part.penalty(pre, codes * self._lengths(), t, along)
-        l0 = (codes.detach() > 0).sum() / len(x)
-        if isinstance(part, parts.JumpReLU):
-            loss = loss / variance + penalty * min(1.0, self.taken / self.warmup)
-        else:
-            # Squared error and penalty as the papers have them, per row, and both over the variance.
-            weight = math.exp(self.log_l1) * min(1.0, self.taken / self.warmup)
-            loss = (loss / len(x) + weight * penalty) * len(x) / variance
-            if part.l0 is not None and self.taken >= self.warmup:
-                self.log_l1 += 0.02 * max(-1.0, min(1.0, math.log(max(float(l0), 1e-3) / part.l0)))
-        residual = (y - output).detach()
-        loss = loss + self._auxiliary(part, pre.detach(), x, residual)
-        with torch.no_grad():
-            error = (residual**2).sum() / variance
-            self._count((codes > 0).sum(0).to(x.dtype), len(x))
-        return loss, error, l0
+        return {"loss": loss.detach(), "fvu": fvu, "l0": l0, "dead": dead}
 
     # What a step needs
 
-    def _pre_activations(self, x: Float[Tensor, "row d_in"]) -> Float[Tensor, "row width"]:
-        """The encoder's product, into memory that is kept: fresh pages cost as much as a tenth of the product."""
-        t = self.tensors
-        if self.skip:
-            self._skip = t["b_dec"] + x @ t["W_skip"]
-        with torch.no_grad():
-            if self._pre is None or self._pre.shape[0] != len(x):
-                self._pre = x.new_empty(len(x), self.width)
-            return torch.addmm(t["b_enc"], x, t["W_enc"].t(), out=self._pre)
-
-    def _normalised(self, batch: Any) -> tuple[Tensor, Tensor]:
+    def _normalised(self, batch: Any) -> tuple[Tensor, Tensor, int]:
+        """Input and output of this process's share, and the rows of the whole batch."""
         given = batch if isinstance(batch, tuple) else (batch,)
         if len(given) != 1 + self.paired:
             what = "(input, output)" if self.paired else "one tensor"
@@ -234,13 +149,13 @@ class Trainer:
         for name, shape, tensor in zip(("input", "output"), (self.shape_in, self.shape_out), given, strict=False):
             if tuple(tensor.shape[1:]) != shape:
                 raise ValueError(f"{name} of shape {tuple(tensor.shape)}: expected rows of {shape}")
-            flat = tensor.reshape(len(tensor), -1).to(self.silent.device, torch.float32)
-            rows.append(flat)
-        if not self.taken:
-            self._first(*rows)
-        x = (rows[0] - self.centre_in) * self.scales[0]
-        y = (rows[1] - self.centre_out) * self.scales[1] if self.paired else x
-        return x, y
+            rows.append(tensor.reshape(len(tensor), -1))
+        if not self.taken:  # begins with the whole batch, in every process
+            self._first(*(flat.to(self.silent.device, torch.float32) for flat in rows))
+        mine = [self.processes.share(flat).to(self.silent.device, torch.float32) for flat in rows]
+        x = (mine[0] - self.centre_in) * self.scales[0]
+        y = (mine[1] - self.centre_out) * self.scales[1] if self.paired else x
+        return x, y, len(rows[0])
 
     def _first(self, x: Tensor, y: Tensor | None = None) -> None:
         """Centre and scale from the first batch."""
@@ -281,12 +196,13 @@ class Trainer:
         """Rows after which a silent latent counts as dead: 50 times the mean interval between its activations."""
         return 50 * self.width / self.active
 
-    def _count(self, fired: Float[Tensor, " width"], rows: int) -> None:
+    def count(self, fired: Float[Tensor, " width"], rows: int) -> None:
+        """Rows since each latent was last active."""
         self.silent = torch.where(fired > 0, 0.0, self.silent + rows)
 
-    def _remember(self, values: Tensor, on: Tensor) -> None:
+    def remember(self, values: Tensor, on: Tensor) -> None:
         """The running mean of the smallest value that was kept."""
-        smallest = float(torch.where(on, values, torch.inf).min())
+        smallest = float(self.processes.least(torch.where(on, values, torch.inf)))
         if math.isfinite(smallest):
             old = smallest if self.threshold is None else self.threshold
             self.threshold = THRESHOLD_MEMORY * old + (1 - THRESHOLD_MEMORY) * smallest
@@ -298,7 +214,7 @@ class Trainer:
             return up
         return up * min(1.0, max(0.0, (self.steps - self.taken) / (0.2 * self.steps)))
 
-    def _lengths(self) -> Float[Tensor, " width"] | float:
+    def lengths(self) -> Float[Tensor, " width"] | float:
         """What a penalty weighs the codes of a crosscoder by: the summed norms of the decoder rows. They are 1 at every
         step, but their slopes shrink each model's row by as much, and not in proportion (Lindsey et al. 2024).
         """
@@ -358,10 +274,11 @@ class Trainer:
             "part": repr(self.part),
             "shapes": [list(self.shape_in), list(self.shape_out), self.width],
             "seed": self.seed,
+            "precision": self.precision,
             "tensors": {name: tensor.detach() for name, tensor in self.tensors.items()},
             "optimizer": self.optimizer.state_dict(),
             "silent": self.silent,
-            "dead": self._dead,
+            "dead": self.dead,
             "centres": [self.centre_in, self.centre_out],
             "scales": list(self.scales),
             "threshold": self.threshold,
@@ -372,7 +289,7 @@ class Trainer:
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from `state()`, with the same bits as without the pause. ValueError where it is of another trainer."""
         mine = {"part": repr(self.part), "shapes": [list(self.shape_in), list(self.shape_out), self.width]}
-        for name, value in {**mine, "seed": self.seed}.items():
+        for name, value in {**mine, "seed": self.seed, "precision": self.precision}.items():
             if state[name] != value:
                 raise ValueError(f"this state is of another trainer: its {name} is {state[name]}, not {value}")
         with torch.no_grad():
@@ -380,15 +297,10 @@ class Trainer:
                 tensor.copy_(state["tensors"][name])
         self.optimizer.load_state_dict(state["optimizer"])
         self.silent = state["silent"].to(self.silent.device).clone()
-        self._dead = state["dead"]
+        self.dead = state["dead"]
         self.centre_in, self.centre_out = (centre.to(self.silent.device) for centre in state["centres"])
         self.scales = (state["scales"][0], state["scales"][1])
         self.threshold, self.log_l1, self.taken = state["threshold"], state["log_l1"], state["taken"]
-
-
-def _variance(rows: Float[Tensor, "row d"]) -> Float[Tensor, ""]:
-    """Summed squared distance from the batch's mean; zero is kept from being divided by."""
-    return ((rows - rows.mean(0)) ** 2).sum().clamp_min(1e-12)
 
 
 def _scale(centred: Float[Tensor, "row d"]) -> float:
