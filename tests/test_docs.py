@@ -71,3 +71,11 @@ def test_links_between_pages_lead_somewhere():
     for page in PAGES:
         for target in re.findall(r"\]\(([^)#:]+\.(?:md|py|html))\)", page.read_text(encoding="utf-8")):
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_the_readme_lists_every_study_and_no_other():
+    from patchclamp import studies
+
+    listed = re.findall(r"^\| `([^`]+)` \| (.+?) \| `([^`]+)` \|$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    assert [row[:2] for row in listed] == [(row["study"], row["paper"]) for row in studies.rows()]
+    assert [row[2] for row in listed] == [studies.load(row["study"]).organism for row in studies.rows()]
