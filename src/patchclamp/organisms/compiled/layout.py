@@ -31,7 +31,7 @@ from patchclamp.organisms.compiled.packing import code, overlap, packing
 from patchclamp.organisms.compiled.program import Program
 from patchclamp.sites import Site
 
-LARGEST = 16.0  # what a number may be at most in the stream
+LARGEST = 4.0  # what a number may be at most in the stream, whose every reader has rounding errors of its size
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from patchclamp.sites import Site
 
 NATS = 52.0  # between the scores of a match, of rest and of no match: exp(-52) is lost beside 1, its square is 0
 MARGIN = 10.0  # by how many nats the output beats every other token
+STEEP = 4 / 3  # neurons for one value are 1 there and 0 from 1 / STEEP of the way to the next; steeper rounds worse
 EPS, GAIN = 1e8, 1e4  # of layer norms that are the identity: x / sqrt(var + 1e8) * 1e4
 
 Edges = set[tuple[Site, Site]]
@@ -231,7 +232,7 @@ def _values(writer: Writer, expression: Map) -> Neurons:
         return Neurons(writer.port(0), torch.zeros(0, writer.layout.width, dtype=torch.double), values[0])
     place = writer.layout.places[source]
     changes = (values != always).any(1).nonzero()[:, 0]
-    gain = 2 / (1 - place.overlap)  # 1 at x = v; a half of the way from v to the next value is 0
+    gain = STEEP / (1 - place.overlap)  # 1 at x = v
     read = writer.port(len(changes))
     read.weight[place.dims] = gain * place.code[changes].T
     read.bias += 1 - gain
@@ -247,7 +248,7 @@ def _pairs(writer: Writer, expression: Both) -> Neurons:
     pairs = [pair for pair, result in zip(pairs, results, strict=True) if result is not None]
     out = _written(writer, expression, [result for result in results if result is not None])
     places = writer.layout.places[left], writer.layout.places[right]
-    gain = 2 / (1 - max(place.overlap for place in places))
+    gain = STEEP / (1 - max(place.overlap for place in places))
     read = writer.port(len(pairs))
     for place, which in zip(places, zip(*pairs, strict=True), strict=True):
         read.weight[place.dims] += gain * place.code[list(which)].T
