@@ -15,7 +15,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from jaxtyping import Bool, Float
@@ -26,6 +26,7 @@ from patchclamp.editing.rewrite import Kind, Question, Rewrite, answered, log_pr
 from patchclamp.model import Model
 from patchclamp.views import track
 
+KINDS: tuple[Kind, ...] = get_args(Kind)
 JUDGES = ("prefers", "forced", "generated")
 
 
@@ -130,9 +131,10 @@ def evaluate(
         after = Answers(*(torch.cat([getattr(p, name) for p in parts]) for name in (*JUDGES, "margin")))
     measures: dict[Kind, Measure] = {}
     owners: dict[Kind, Tensor] = {}
-    for kind in dict.fromkeys(question.kind for question in asked):
-        rows = torch.tensor([i for i, question in enumerate(asked) if question.kind == kind])
-        measures[kind], owners[kind] = Measure(kind, before[rows], after[rows]), owner[rows]
+    for kind in KINDS:
+        rows = torch.tensor([i for i, question in enumerate(asked) if question.kind == kind], dtype=torch.long)
+        if len(rows):
+            measures[kind], owners[kind] = Measure(kind, before[rows], after[rows]), owner[rows]
     fluency = None
     if write:
         fluency = (_mean(map(word_entropy, words)), _mean(map(word_entropy, words_after)))

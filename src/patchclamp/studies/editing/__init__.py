@@ -1,0 +1,1 @@
+"""Studies of editing: units, facts and gains taken out of weights or written into them."""
