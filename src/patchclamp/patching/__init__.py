@@ -1,17 +1,23 @@
 """Patching: which activations carry a behaviour, measured by putting them from one run into another.
 
 `sweep` is exact; `attribution` approximates the same table with gradients; `direct_effect` splits the answer's logit
-into what each head, MLP and embedding writes.
-`self_repair` says what the rest does when a part is taken away.
-`das` and its like find a subspace of an activation to patch, `illusion` tests whether it is used at all.
+into what each head, MLP and embedding writes, `self_repair` what the rest does when one of them is taken away.
+`das` and its like find a subspace of an activation to patch, `illusion` tests whether it is used at all. `logit_lens`
+and `tuned_lens` read every layer as if it were the last; `attention_classes` scores what each head attends to.
 """
 
+from patchclamp.patching.attention_classes import attention_classes as attention_classes
+from patchclamp.patching.attention_classes import repeated_tokens as repeated_tokens
 from patchclamp.patching.attribution import attribution as attribution
 from patchclamp.patching.corruption import Corruption as Corruption
 from patchclamp.patching.corruption import corrupted_embedding as corrupted_embedding
 from patchclamp.patching.direct import direct_effect as direct_effect
 from patchclamp.patching.illusion import Illusion as Illusion
 from patchclamp.patching.illusion import illusion as illusion
+from patchclamp.patching.lens import TunedLens as TunedLens
+from patchclamp.patching.lens import compare_lenses as compare_lenses
+from patchclamp.patching.lens import logit_lens as logit_lens
+from patchclamp.patching.lens import tuned_lens as tuned_lens
 from patchclamp.patching.pairs import Pairs as Pairs
 from patchclamp.patching.self_repair import SelfRepair as SelfRepair
 from patchclamp.patching.self_repair import self_repair as self_repair

@@ -171,7 +171,7 @@ class _Bench:
 
     def __init__(self, model: Model, inputs: Any, attention_mask: Any, targets: Tensor | None, neurons: bool):
         self.model, anatomy = model, model.anatomy
-        if anatomy.unembed is None or not anatomy.layers[""]:
+        if anatomy.unembed is None or not anatomy.layers[""] or anatomy.head != "tokens":
             raise SiteError(f"{model.name} has no residual stream that ends in an unembedding of tokens")
         tokens = model.tokens(inputs, attention_mask)
         self.ids, self.mask = tokens.ids, tokens.mask
