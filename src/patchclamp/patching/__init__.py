@@ -4,6 +4,7 @@
 into what each head, MLP and embedding writes, `self_repair` what the rest does when one of them is taken away.
 `das` and its like find a subspace of an activation to patch, `illusion` tests whether it is used at all. `logit_lens`
 and `tuned_lens` read every layer as if it were the last; `attention_classes` scores what each head attends to.
+`interchange` says which heads are needed and which suffice; `layers` freezes, leaves out, reorders and patches back.
 """
 
 from patchclamp.patching.attention_classes import attention_classes as attention_classes
@@ -14,6 +15,11 @@ from patchclamp.patching.corruption import corrupted_embedding as corrupted_embe
 from patchclamp.patching.direct import direct_effect as direct_effect
 from patchclamp.patching.illusion import Illusion as Illusion
 from patchclamp.patching.illusion import illusion as illusion
+from patchclamp.patching.interchange import interchange as interchange
+from patchclamp.patching.layers import back_patching as back_patching
+from patchclamp.patching.layers import freeze as freeze
+from patchclamp.patching.layers import leave_out as leave_out
+from patchclamp.patching.layers import reordered as reordered
 from patchclamp.patching.lens import TunedLens as TunedLens
 from patchclamp.patching.lens import compare_lenses as compare_lenses
 from patchclamp.patching.lens import logit_lens as logit_lens
