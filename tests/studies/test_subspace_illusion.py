@@ -28,6 +28,7 @@ def test_no_finding_holds_on_random_weights_and_all_identities_do():
     assert {claim.holds for claim in verdict.claims if claim.kind == "identity"} == {True}
 
 
+@pytest.mark.slow
 def test_on_another_model_the_identities_are_asked():
     verdict = studies.run("subspace-illusion", model="organism:planted-circuit:pointer")
     assert {claim.holds for claim in verdict.claims if claim.kind == "identity"} == {True}

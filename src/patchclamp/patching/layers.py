@@ -61,7 +61,7 @@ def reordered(model: Model, order: Sequence[int]) -> Model:
         parent.add_module(str(index), block)
         for module in block.modules():
             if hasattr(module, "layer_idx"):  # the place in the cache, which must grow in order
-                module.layer_idx = index
+                setattr(module, "layer_idx", index)  # noqa: B010
     config = getattr(hf, "config", None)
     for name in ("num_hidden_layers", "n_layer", "num_layers"):
         if hasattr(config, name):

@@ -44,7 +44,7 @@ VOCABULARY = 13
 def predicts(lab: Lab) -> Measured:
     """Share of next tokens that have the highest logit."""
     tokens = lab.once(_tokens)
-    hits = [(m.run(tokens).logits[:, :-1].argmax(-1).cpu() == tokens[:, 1:]) for m in (lab.model, lab.once(_fresh))]
+    hits = [_best(m, tokens)[:, :-1] == tokens[:, 1:] for m in (lab.model, lab.once(_fresh))]
     return Measured.share(hits[0].flatten(), control=hits[1].flatten())
 
 
@@ -161,7 +161,7 @@ def nothing_repairs_in_one_layer(lab: Lab) -> Measured:
 def hand_written_network_answers(lab: Lab) -> Measured:
     tokens, letters = _prompts(lab)
     models = _hand_written(lab, lab.untrained), _hand_written(lab, True)
-    hits = [model.run(tokens).logits[:, -1].argmax(-1) == letters for model in models]
+    hits = [_best(model, tokens)[:, -1] == letters for model in models]
     return Measured.share(hits[0], control=hits[1])
 
 
@@ -271,6 +271,13 @@ def _half(found: SelfRepair) -> float:
     layer = next(iter(found.neurons))
     amounts = found.erasers(layer, TOP).values.clip(min=0)
     return float((np.cumsum(amounts) < amounts.sum() / 2).sum() + 1) / len(amounts)
+
+
+def _best(model: Model, tokens: Tensor) -> Tensor:
+    """The token with the highest logit, at every position."""
+    logits = model.run(tokens).logits
+    assert logits is not None
+    return logits.argmax(-1).cpu()
 
 
 def _relative(logits: Tensor | None, tokens: Tensor) -> np.ndarray:

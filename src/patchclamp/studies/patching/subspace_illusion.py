@@ -11,6 +11,7 @@ come in pairs, equal going in and opposite going out, so that it writes exactly 
 """
 
 import copy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +40,8 @@ study = Study(
 
 STEPS = 40
 """Of the alignment search."""
+DRAWN = 8
+"""Random directions that each is compared with."""
 
 
 @study.finding("the network does the task", at_least=0.95, control="the same answers on the corrupted prompts")
@@ -238,7 +241,7 @@ def _searched(lab: Lab, draw: int, site: str) -> Illusion:
     model = _doubled(lab, draw)
     train, test = (Pairs.of(model, _two_names(lab, 2 * draw + side)) for side in (0, 1))
     found = das(train, site, pos=-1, steps=STEPS, seed=1000 * lab.seed + draw)
-    return illusion(test, found, pos=-1, seed=lab.seed)
+    return illusion(test, found, pos=-1, random=DRAWN, seed=lab.seed)
 
 
 def _of_random_directions(lab: Lab) -> list[Illusion]:
@@ -256,7 +259,7 @@ def _of_the_carrier(lab: Lab) -> list[Illusion]:
     for draw in _draws(lab):
         train, test = (Pairs.of(model, _two_letters(lab, 2 * draw + side)) for side in (0, 1))
         direction = mean_direction(train, "mlp_post.1", pos=-1)
-        found.append(illusion(test, direction, pos=-1, seed=lab.seed))
+        found.append(illusion(test, direction, pos=-1, random=DRAWN, seed=lab.seed))
     return found
 
 
@@ -267,7 +270,7 @@ def _known(lab: Lab) -> None:
 def _doubled(lab: Lab, draw: int) -> Model:
     """The network with random neurons for MLP 1, in pairs (a, a) going in and (r, -r) going out."""
     _known(lab)
-    hf = copy.deepcopy(lab.model.hf)
+    hf: Any = copy.deepcopy(lab.model.hf)
     model = wrap(hf, name=f"{lab.model.name} with doubled neurons")
     generator = torch.Generator().manual_seed(1000 * lab.seed + draw)
     spread = hf.config.initializer_range
@@ -290,7 +293,8 @@ def _two_names(lab: Lab, draw: int) -> Task:
     _known(lab)
     from patchclamp.organisms.circuit_planted.programs import NAMES
 
-    ids = [lab.truth.program.vocabulary.index(name) for name in NAMES]
+    truth: Any = lab.truth
+    ids = [truth.program.vocabulary.index(name) for name in NAMES]
     rows = lab.truth.sample(256 if lab.full else 64, 100 * lab.seed + draw)[0].tolist()
     clean, corrupt, answers, wrong = [], [], [], []
     for index, row in enumerate(rows):
@@ -363,10 +367,11 @@ def _plain_pairs(model: Model) -> Pairs:
 
 def _toy_effects(concept_read: float) -> list[float]:
     """Of the direction, its parts, the component, and the skip that carries the concept."""
-    model = wrap(_Toy(concept_read), name="toy")
+    toy = _Toy(concept_read)
+    model = wrap(toy, name="toy")
     pairs = _plain_pairs(model)
     v = Subspace.spanned("module:component", torch.tensor([1.0, 1.0]), model)
-    found = illusion(pairs, v, matrix=model.hf.get_submodule("read").weight.detach().T)
+    found = illusion(pairs, v, matrix=toy.read.weight.detach().T)
     skip = Subspace.spanned("module:skip", torch.tensor([1.0]), model)
     return [
         found.whole,
