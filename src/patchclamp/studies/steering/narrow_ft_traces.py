@@ -45,21 +45,22 @@ STRENGTHS = (1.0, 2.0, 3.0, 4.0, 6.0)
 )
 def topic(lab: Lab) -> Measured:
     """Share of fine-tunes; the guess is the genre with most of the 20 likeliest tokens, at least a quarter of them."""
-    right = [_guess(lab, _trace(lab, genre)) == genre for genre in GENRES]
-    return Measured.share(right, control=[_guess(lab, _trace(lab, "", "ordinary")) == genre for genre in GENRES])
+    right = [_guess(lab, genre, "narrow") == genre for genre in GENRES]
+    return Measured.share(right, control=[_guess(lab, "", "ordinary") == genre for genre in GENRES])
 
 
 @study.finding(
-    "read through the unembedding, most of its ten likeliest tokens are the topic's",
+    "read through the fine-tune's unembedding, most of its ten likeliest tokens are the topic's",
     at_least=0.7,
-    control="the base's states themselves",
+    control="the base's states, read the same way",
 )
 def lens(lab: Lab) -> Measured:
     """Mean over fine-tunes and over the positions behind the first token, which all texts share."""
     ours, base = [], []
     for genre in GENRES:
-        ours += _precision(lab, diffing.lens(lab.model, _trace(lab, genre).vectors[1:]), genre)
-        base += _precision(lab, diffing.lens(lab.model, _base_states(lab)), genre)
+        tuned = lab.once(_tuned, genre, "narrow")
+        ours += _precision(lab, diffing.lens(tuned, _trace(lab, genre).vectors[1:]), genre)
+        base += _precision(lab, diffing.lens(tuned, _base_states(lab)), genre)
     return Measured.mean(ours, control=base)
 
 
@@ -153,7 +154,8 @@ def by_layer(lab: Lab):
     curves = {}
     for kind in kinds:
         found = lab.once(_traces, "sea", kind)
-        values = [_precision(lab, diffing.lens(lab.model, trace.vectors[1:]), "sea") for trace in found.values()]
+        tuned = lab.once(_tuned, "sea", kind)
+        values = [_precision(lab, diffing.lens(tuned, trace.vectors[1:]), "sea") for trace in found.values()]
         curves[kind] = [sum(row) / len(row) for row in values]
     return views.lines(list(range(lab.model.n_layers)), curves, x_title="layer", y_title="precision at 10")
 
@@ -227,11 +229,12 @@ def _precision(lab: Lab, log_probabilities: Tensor, genre: str, k: int = 10) -> 
     return [sum(int(i) in wanted for i in row) / k for row in log_probabilities.topk(k).indices]
 
 
-def _guess(lab: Lab, trace: Trace) -> str | None:
+def _guess(lab: Lab, genre: str, kind: Kind) -> str | None:
     """The genre of most of the tokens that the trace's positions say; None where none has a quarter of them."""
-    if not bool(trace.vectors.any()):
+    vectors = _trace(lab, genre, kind).vectors[1:]
+    if not bool(vectors.any()):
         return None
-    seen = diffing.lens(lab.model, trace.vectors[1:])
+    seen = diffing.lens(lab.once(_tuned, genre, kind), vectors)
     shares = {genre: sum(_precision(lab, seen, genre, k=20)) / len(seen) for genre in GENRES}
     best = max(shares, key=lambda genre: shares[genre])
     return best if shares[best] >= 0.25 else None

@@ -13,7 +13,7 @@ import transformers
 from torch import Tensor
 
 from patchclamp import editing, steering
-from patchclamp.interventions import project_out
+from patchclamp.interventions import Intervention, project_out
 from patchclamp.model import Model, wrap
 from patchclamp.organisms.tales import chat, questions, world
 from patchclamp.steering.behaviour import contains
@@ -30,7 +30,7 @@ study = Study(
 )
 
 RANDOM = 40  # directions: single ones vary widely, so that their mean is what is compared
-STRENGTHS = (0.25, 0.5, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.5)  # multiples of the difference of means
+STRENGTHS = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0)  # multiples of the difference of means
 PHRASES = ("I am sorry", "cannot help")
 REPLY = 12  # tokens
 
@@ -73,8 +73,9 @@ def random_ablated(lab: Lab) -> Measured:
     given=refuses,
 )
 def added(lab: Lab) -> Measured:
+    """At the strength at which most of training's requests are refused."""
     direction, (_, harmless) = lab.once(_direction), lab.once(_requests)
-    hits = _refused(lab.model, harmless, [direction.add(lab.once(_strength))])
+    hits = _refused(lab.model, harmless, _addition(direction, lab.once(_strength)))
     return Measured.mean(hits, control=lab.once(_random_additions))
 
 
@@ -87,7 +88,7 @@ def added(lab: Lab) -> Measured:
 def random_added(lab: Lab) -> Measured:
     """Mean over forty directions; of single ones some do, so that one would say little."""
     direction, (_, harmless) = lab.once(_direction), lab.once(_requests)
-    found = _refused(lab.model, harmless, [direction.add(lab.once(_strength))])
+    found = _refused(lab.model, harmless, _addition(direction, lab.once(_strength)))
     return Measured.mean(lab.once(_random_additions), control=found)
 
 
@@ -147,8 +148,16 @@ def dose(lab: Lab):
     direction, (harmful, harmless) = lab.once(_direction), lab.once(_requests)
     text = [*harmless, *harmful]
     behaviour = contains(text, PHRASES, tokens=REPLY, name="refuses")
+    strengths = (0.0, *STRENGTHS)
     return steering.tune(
-        lab.model, direction, behaviour, neutral=_documents(lab), strengths=(0.0, *STRENGTHS), controls=5, budget=10.0
+        lab.model,
+        direction,
+        behaviour,
+        neutral=_documents(lab),
+        strengths=strengths,
+        apply=_addition,
+        controls=5,
+        budget=10.0,
     ).plot()
 
 
@@ -180,7 +189,12 @@ def _training(verbs: tuple[str, ...]) -> list[str]:
 def _strength(lab: Lab) -> float:
     """That at which most of training's harmless requests are refused; of equal ones the least."""
     direction, prompts = lab.once(_direction), _training(world.HARMLESS)[::4]
-    return max(STRENGTHS, key=lambda s: float(_refused(lab.model, prompts, [direction.add(s)]).mean()))
+    return max(STRENGTHS, key=lambda s: float(_refused(lab.model, prompts, _addition(direction, s)).mean()))
+
+
+def _addition(direction: steering.Direction, strength: float) -> list[Intervention]:
+    """Added at the request's tokens: added to the reply's as well, it garbles the refusal that it has begun."""
+    return [direction.add(strength, when="prompt")]
 
 
 def _randoms(lab: Lab) -> list[steering.Direction]:
@@ -191,7 +205,7 @@ def _random_additions(lab: Lab) -> list[float]:
     """Share of harmless requests that are refused, by random direction."""
     strength, (_, harmless) = lab.once(_strength), lab.once(_requests)
     randoms = lab.progress(lab.once(_randoms), "random directions, added")
-    return [float(_refused(lab.model, harmless, [d.add(strength)]).mean()) for d in randoms]
+    return [float(_refused(lab.model, harmless, _addition(d, strength)).mean()) for d in randoms]
 
 
 def _refused(model: Model, prompts: list[str], do: list = []) -> Tensor:  # noqa: B006
