@@ -3,8 +3,8 @@
     git clone https://github.com/hannamw/EAP-IG
     python bench/eap_ig.py --reference EAP-IG [--steps 5] [--json FILE]
 
-The environment needs a TransformerLens before 4 beside this package (bench/.venv-dictionaries). The reference is run as it
-is; three things are put around it: its literal device 'cuda' is the CPU, its tokenizer is handed the ids, and its
+The environment needs a TransformerLens before 4 beside this package (bench/.venv-dictionaries). The reference is run as
+it is; three things are put around it: its literal device 'cuda' is the CPU, its tokenizer is handed the ids, and its
 drawing library is not loaded. Its rule is the left end of each step (of the version of 2025; "right" in later ones),
 its metric a loss, and position embeddings are no node of its graph. Fails where a score differs by more than 1e-3 of
 the largest.

@@ -6,8 +6,7 @@ for all sparse codes, while an iterative method can: the amortisation gap. Rows 
 dictionary are known, and encoders imitate the codes; then neither is. Last comes the gap of an SAE on a language
 model's stream, at the same number of latents. Every mean is over worlds.
 
-At K = 1 the gap does not vanish here, as atoms of 8 dimensions are not orthogonal (MCC 0.86 and 0.97 of the linear
-encoder in two worlds): the control without a gap is that of orthogonal sources.
+At K = 1 a gap is left, as atoms of 8 dimensions are not orthogonal: orthogonal sources are the control without one.
 """
 
 from dataclasses import dataclass, replace
@@ -37,9 +36,6 @@ SOURCES, WIDTH, ACTIVE, ROWS = 16, 8, 3, 1024
 PENALTY, LEARNING_PENALTY = 0.01, 0.05
 HIDDEN = 64
 SITE, K, LATENTS = "resid_post.2", 8, 384
-
-
-# ── codes and dictionary known ────────────────────────────────────────────────────────────────────────────────────────
 
 
 @study.finding(
@@ -110,9 +106,6 @@ def depth_does_not_close_all(lab: Lab) -> Measured:
     return Measured.mean([s.unseen - s.deep_unseen for s in known], control=[s.gap for s in orthogonal])
 
 
-# ── neither known ─────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
 @study.finding(
     "neither known, sparse coding finds the dictionary: mean cosine after matching",
     at_least=0.95,
@@ -133,9 +126,6 @@ def sparse_coding_beats_autoencoders(lab: Lab) -> Measured:
     """The SAE is the better of TopK and the linear-nonlinear encoder with an L1 penalty, learned with its decoder."""
     scores = lab.once(_unknown)
     return Measured.mean([s.codes - s.sae for s in scores], control=[s.sae_inferred - s.sae for s in scores])
-
-
-# ── a language model ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @study.finding(
@@ -159,9 +149,6 @@ def pursuit_explains_more_of_the_stream(lab: Lab) -> Measured:
     table = lab.once(_stream)
     left = table["encoder"].mean()
     return Measured.mean(table["gradient-pursuit"] / left, control=table["encoder"] / left)
-
-
-# ── what holds of any weights ─────────────────────────────────────────────────────────────────────────────────────────
 
 
 @study.identity(
@@ -232,9 +219,6 @@ def cost(lab: Lab):
     figure.update_xaxes(type="log", title="floating-point operations a row")
     figure.update_yaxes(title="MCC with the true codes")
     return figure
-
-
-# ── what the claims share ─────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @dataclass(frozen=True)
