@@ -325,7 +325,7 @@ def find_paths(
         name, below = f"logit {answer}" + ("" if wrong is None else f" - {wrong}"), (layers, layers)
         total = float((covector * frozen.paths.streams[-1]).sum()) + constant
     begin = Path((), total)
-    frontier = [(begin, lambda: (covector, below[0], below[1]))]
+    frontier: list[tuple[Path, Callable[[], tuple[Covector, int, int]]]] = [(begin, lambda: (covector, *below))]
     found: list[Path] = []
     for _ in range(depth):
         longer = []
