@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from test_rome import FACTS, tiny_model
 
 import patchclamp as pc
 from patchclamp.editing import Edit, Rewrite, Search, drawn, evaluate, memit, rome, second_moment
@@ -11,9 +10,16 @@ from patchclamp.editing.rewrite import Question
 from patchclamp.organisms.tales import world
 from patchclamp.studies.editing._tales_facts import RELATIONS, follows
 
+FACTS = [
+    Rewrite("anna", ("{SUBJECT} was born in",), old="paris", new="rome", paraphrases=("the city of {SUBJECT} is",)),
+    Rewrite("bela", ("{SUBJECT} lives in", "{SUBJECT} was born in"), old="oslo", new="bern paris"),
+]
 
-def test_the_three_judges_are_what_they_say():
+
+def test_the_three_judges_are_what_they_say(tiny_model):
     model = tiny_model("llama")
+    with torch.no_grad():  # it says nothing but the tokenizer's words
+        model.hf.lm_head.weight[[0, 1, *range(len(model.tokenizer), 99)]] = 0
     prompts = ["anna was born in", "bela lives in"]
     spoken = [model.generate(p, max_new_tokens=2).new_text for p in prompts]
     words = [text for text in spoken if text]
@@ -29,7 +35,7 @@ def test_the_three_judges_are_what_they_say():
     assert abs(float(alone.margin) - (both - float(expected[3, ids[0, 4]]))) < 1e-4
 
 
-def test_an_edit_of_nothing_changes_nothing_and_each_edit_is_asked_about_its_own_fact():
+def test_an_edit_of_nothing_changes_nothing_and_each_edit_is_asked_about_its_own_fact(tiny_model):
     model = tiny_model("llama")
     name = "model.layers.1.mlp.down_proj.weight"
     nothing = Edit.dense({name: torch.zeros(32, 56)})
@@ -105,12 +111,22 @@ def test_memit_writes_ten_facts_at_once(tales):
 
 
 @pytest.mark.slow
-def test_rome_writes_a_hundred_facts_of_tales(tales):
-    facts = facts_of(100, seed=2)
+def test_rome_writes_forty_facts_of_tales_and_leaves_their_neighbours(tales):
+    facts = facts_of(40, seed=1)
     edits = rome(tales, facts, 0, moment=second_moment(tales, texts(), 0), search=SEARCH)
-    report = evaluate(tales, facts, edits, write=12)
+    report = evaluate(tales, facts, edits)
     bar(report)
     assert report["two hops"].share("generated") >= 0.5  # what follows from a home follows from the new one
+
+
+@pytest.mark.slow
+def test_rome_writes_a_hundred_facts_of_tales(tales):
+    """Their neighbours are the few subjects left over, and suffer: docs/editing.md says how much."""
+    facts = facts_of(100, seed=2)
+    edits = rome(tales, facts, 0, moment=second_moment(tales, texts(), 0), search=Search(enough=0.1))
+    report = evaluate(tales, facts, edits, write=12)
+    assert report["efficacy"].share("generated") >= 0.95
+    assert report["paraphrase"].share("generated") >= 0.8
     before, after = report.fluency
     assert after > 0.9 * before
 

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from test_rome import tiny_model
 
 from patchclamp.editing import Edit, EditError, MaskSearch, Rewrite, learn_mask, reversed_by, reversing_mask
 from patchclamp.editing.masks import Batch, largest_mask, mean_change, random_mask
@@ -26,7 +25,7 @@ def rank_one(model, layer=1, seed=0, sizes=(1.0, 1.0, 1.0)):
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
-def test_the_batch_is_each_materialised_matrix(family):
+def test_the_batch_is_each_materialised_matrix(family, tiny_model):
     model = tiny_model(family)
     edits = rank_one(model)
     batch = Batch.of(model, edits, FACTS)
@@ -43,7 +42,7 @@ def test_the_batch_is_each_materialised_matrix(family):
     assert model.tokenizer.decode(batch.tokens.ids[3][batch.tokens.mask[3]]).endswith("in rome")
 
 
-def test_masks_as_controls_have_as_many_zeros():
+def test_masks_as_controls_have_as_many_zeros(tiny_model):
     keep = torch.rand(20, 30, generator=torch.Generator().manual_seed(0)) > 0.1
     sizes = torch.randn(20, 30, generator=torch.Generator().manual_seed(1))
     largest = largest_mask(keep, sizes)
@@ -55,7 +54,7 @@ def test_masks_as_controls_have_as_many_zeros():
     assert torch.allclose(mean_change(edits[:1], down_projection(model, 1)), (a @ b).T.abs())
 
 
-def test_a_mask_is_learned_on_a_model_which_it_leaves_alone():
+def test_a_mask_is_learned_on_a_model_which_it_leaves_alone(tiny_model):
     """The loss falls, about as much is gone as may be, and what is gone is zero in the edited parameter."""
     model = tiny_model("llama")
     down = down_projection(model, 1)
@@ -72,7 +71,7 @@ def test_a_mask_is_learned_on_a_model_which_it_leaves_alone():
     assert torch.equal(before, down.weight(model))
 
 
-def test_other_edits_than_rank_one_edits_of_one_matrix_are_refused():
+def test_other_edits_than_rank_one_edits_of_one_matrix_are_refused(tiny_model):
     model = tiny_model("llama")
     with pytest.raises(EditError, match="one mask is learned over one down-projection"):
         reversed_by(model, rank_one(model)[:2] + rank_one(model, layer=0)[:1], FACTS)

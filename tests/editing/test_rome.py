@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from transformers import PreTrainedTokenizerFast
 
 import patchclamp as pc
 from patchclamp.editing import EditError, Rewrite, Search, drawn, memit, rome, second_moment
@@ -10,22 +9,6 @@ from patchclamp.editing.matrices import down_projection
 from patchclamp.editing.values import Contexts, solve
 from patchclamp.organisms.tales import world
 from patchclamp.store.statistics import Moments, Statistics
-from tiny import build
-
-
-def tokenizer():
-    from tokenizers import Tokenizer, models, pre_tokenizers
-
-    text = "[unk] [bos] anna bela carl dora was born in lives paris rome oslo bern is a the city of"
-    vocabulary = {word: i for i, word in enumerate(text.split())}
-    inner = Tokenizer(models.WordLevel(vocabulary, unk_token="[unk]"))
-    inner.pre_tokenizer = pre_tokenizers.Whitespace()
-    return PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="[unk]", bos_token="[bos]", pad_token="[unk]")
-
-
-def tiny_model(family):
-    return pc.wrap(build(family), tokenizer(), name=family)
-
 
 FACTS = [
     Rewrite("anna", ("{SUBJECT} was born in",), old="paris", new="rome", paraphrases=("the city of {SUBJECT} is",)),
@@ -35,7 +18,7 @@ TEXTS = torch.randint(0, 99, (40, 12), generator=torch.Generator().manual_seed(0
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama", "gemma2"])  # stored [in, out], [out, in]; a norm after the MLP
-def test_the_key_goes_to_its_value_and_others_by_their_likeness_to_it(family):
+def test_the_key_goes_to_its_value_and_others_by_their_likeness_to_it(family, tiny_model):
     model = tiny_model(family)
     moment = second_moment(model, TEXTS, 1)
     contexts = Contexts.of(model, FACTS, ["the city of paris is "])
@@ -54,7 +37,7 @@ def test_the_key_goes_to_its_value_and_others_by_their_likeness_to_it(family):
         assert torch.allclose(change @ other, value * likeness, atol=1e-2 * float(value.norm()))
 
 
-def test_the_value_makes_the_answer_likelier_and_touches_no_gradient():
+def test_the_value_makes_the_answer_likelier_and_touches_no_gradient(tiny_model):
     model = tiny_model("llama")
     contexts = Contexts.of(model, FACTS)
     found = solve(model, FACTS, contexts, "resid_post.1", Search(steps=20, learning_rate=0.3))
@@ -65,7 +48,7 @@ def test_the_value_makes_the_answer_likelier_and_touches_no_gradient():
     assert torch.allclose(alone.delta[0], found.delta[0], atol=1e-3)
 
 
-def test_the_size_of_the_value_is_clamped():
+def test_the_size_of_the_value_is_clamped(tiny_model):
     model = tiny_model("llama")
     contexts = Contexts.of(model, FACTS)
     held = contexts.read(model, "resid_post.1").norm(dim=1)
@@ -74,7 +57,7 @@ def test_the_size_of_the_value_is_clamped():
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
-def test_many_facts_over_several_layers_reach_what_was_wanted(family):
+def test_many_facts_over_several_layers_reach_what_was_wanted(family, tiny_model):
     """With next to no weight on the rest, the last layer closes the gap: h = z at every subject."""
     model = tiny_model(family)
     moments = {layer: second_moment(model, TEXTS, layer) for layer in (0, 1)}
@@ -91,7 +74,7 @@ def test_many_facts_over_several_layers_reach_what_was_wanted(family):
         assert float((contexts.read(model, "resid_post.1") - wanted).norm()) > 0.9 * float(delta.norm())
 
 
-def test_the_second_moment_of_text_is_that_of_its_statistics():
+def test_the_second_moment_of_text_is_that_of_its_statistics(tiny_model):
     model = tiny_model("llama")
     rows = model.run(TEXTS, record="mlp_post.1")["mlp_post.1"].flatten(0, 1).double()
     statistics = Statistics.of(Moments.of(rows)).with_covariance(rows.T.cov(correction=0))
@@ -100,7 +83,7 @@ def test_the_second_moment_of_text_is_that_of_its_statistics():
     assert torch.allclose(second_moment(model, statistics, 1), expected, atol=1e-7)
 
 
-def test_what_cannot_be_edited_is_refused_by_name():
+def test_what_cannot_be_edited_is_refused_by_name(tiny_model):
     mixture, gemma = tiny_model("mixtral"), tiny_model("gemma2")
     with pytest.raises(EditError, match="no single MLP down-projection in layer 1"):
         rome(mixture, FACTS, 1, moment=torch.eye(56))

@@ -1,4 +1,4 @@
-"""The study end to end: planted traces are found; on random weights no finding holds. Its planted memory is as it says."""
+"""The study end to end: planted traces are found; on random weights no finding holds. Its memory is as it says."""
 
 import pytest
 import torch
@@ -25,7 +25,7 @@ def test_planted_edits_take_and_are_on_the_planted_inputs():
 def test_planted_traces_are_found():
     verdict = studies.run("one-mask")
     planted = [claim for claim in verdict.claims if "planted" in claim.claim or claim.kind == "identity"]
-    assert len(planted) == 4 and all(claim.holds for claim in planted)
+    assert len(planted) == 5 and all(claim.holds for claim in planted)
 
 
 @pytest.mark.slow

@@ -118,16 +118,18 @@ def evaluate(
     asked = [question for one in rewrites for question in one.questions()]
     owner = torch.tensor([index for index, one in enumerate(rewrites) for _ in one.questions()])
     starts = [one.questions()[0].prompt for one in rewrites]
-    before, words = ask(model, asked), _written(model, starts, write, seed)
+    before = ask(model, asked)
     if isinstance(edit, Edit):
+        words = _written(model, starts, write, seed)
         with edit.applied(model):
             after, words_after = ask(model, asked), _written(model, starts, write, seed)
     else:
-        parts, words_after = [], []
+        parts, words, words_after = [], [], []
         for index, one in enumerate(track(edit, "edits")):
+            words += _written(model, starts[index : index + 1], write, seed + index)
             with one.applied(model):
                 parts.append(ask(model, rewrites[index].questions()))
-                words_after += _written(model, starts[index : index + 1], write, seed)
+                words_after += _written(model, starts[index : index + 1], write, seed + index)
         after = Answers(*(torch.cat([getattr(p, name) for p in parts]) for name in (*JUDGES, "margin")))
     measures: dict[Kind, Measure] = {}
     owners: dict[Kind, Tensor] = {}

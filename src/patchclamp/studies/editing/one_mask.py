@@ -31,6 +31,7 @@ study = Study(
 INPUTS, OUTPUTS, ANSWERS, PLANTED = 192, 48, 40, 16
 EDITS, UNEDITED = 150, 100  # of the edits, two thirds to learn on
 REAL = 60  # edits of the model
+MASKS = ("learned", "random", "largest weights", "largest changes", "no mask")
 CONFIDENT = 0.9  # probability of the new answer at which an edit counts as one that took, as in the trial of the method
 
 
@@ -110,8 +111,6 @@ def edits_take(lab: Lab) -> Measured:
 )
 def real_edits_are_taken_back(lab: Lab) -> Measured:
     shares = lab.once(_real)
-    if not shares:  # fresh weights hold no facts that could be rewritten with confidence
-        return Measured.number(float("nan"), control=float("nan"))
     best = max((name for name in shares if name not in ("learned", "no mask")), key=lambda n: float(shares[n].mean()))
     return Measured.share(shares["learned"].bool(), control=shares[best].bool())
 
@@ -229,7 +228,7 @@ def _real(lab: Lab) -> dict[str, Tensor]:
     edits, facts = lab.once(_real_edits)
     sure = [i for i, p in enumerate(_probability(lab, edits, facts)) if p > CONFIDENT]
     if lab.untrained and len(sure) < 12:
-        return {}
+        return {name: torch.zeros(1) for name in MASKS}  # fresh weights hold no facts that could be rewritten
     lab.need(len(sure) >= 12, "a model in which a dozen facts can be rewritten with confidence")
     edits, facts = [edits[i] for i in sure], [facts[i] for i in sure]
     train = len(sure) * 2 // 3
@@ -238,15 +237,17 @@ def _real(lab: Lab) -> dict[str, Tensor]:
         lab.model, edits[:train], facts[:train], neutral=_text(lab, 16, 2), search=search, seed=lab.seed
     )
     batch = Batch.of(lab.model, edits[:train], facts[:train])
-    keeps = {
-        "learned": learned.keep,
-        "random": random_mask(learned.keep, lab.seed),
-        "largest weights": largest_mask(learned.keep, batch.weight),
-        "largest changes": largest_mask(learned.keep, mean_change(edits[:train], batch.down)),
-        "no mask": torch.ones_like(learned.keep),
-    }
+    keeps = (
+        learned.keep,
+        random_mask(learned.keep, lab.seed),
+        largest_mask(learned.keep, batch.weight),
+        largest_mask(learned.keep, mean_change(edits[:train], batch.down)),
+        torch.ones_like(learned.keep),
+    )
     other = edits[train:], facts[train:]
-    return {name: editing.reversed_by(lab.model, *other, keep).double() for name, keep in keeps.items()}
+    return {
+        name: editing.reversed_by(lab.model, *other, keep).double() for name, keep in zip(MASKS, keeps, strict=True)
+    }
 
 
 def _probability(lab: Lab, edits: list[Edit], facts: list[Rewrite]) -> list[float]:
