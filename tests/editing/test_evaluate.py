@@ -25,9 +25,10 @@ def test_the_three_judges_are_what_they_say(tiny_model):
     words = [text for text in spoken if text]
     questions = [Question("efficacy", p, w, "oslo") for p, w in zip(prompts, words, strict=False)]
     answers = ask(model, questions)
-    assert bool(answers.generated.all()) and bool(answers.forced.all()) and bool(answers.prefers.all())
+    assert bool(answers.generated.all()) and bool(answers.forced.all())
     other = ask(model, [Question("efficacy", q.prompt, "oslo", q.wanted) for q in questions])
-    assert torch.allclose(other.margin, -answers.margin, atol=1e-5) and not other.prefers.any()
+    assert torch.allclose(other.margin, -answers.margin, atol=1e-5)
+    assert torch.equal(other.prefers, other.margin > 0) and not (other.prefers & answers.prefers).any()
     ids = model.tokens(["anna was born in rome bern"]).ids
     expected = model.run(ids).logits[0].log_softmax(-1)
     both = sum(float(expected[i - 1, ids[0, i]]) for i in (4, 5))
