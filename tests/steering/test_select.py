@@ -32,6 +32,15 @@ def test_what_is_too_late_or_moves_other_text_does_not_pass(found, model):
     assert all(c.kl <= 0.1 and c.induce >= 0 for c in found.candidates if not c.refused)
 
 
+def test_what_costs_neutral_text_does_not_pass(found, model):
+    tokens = model.tokenizer(chat.REFUSAL, add_special_tokens=False)["input_ids"][:1]
+    sides = [_training(verbs)[::3] for verbs in (world.REFUSED, world.HARMLESS)]
+    texts = ["Mary went to the store.", "The day was long, and John had a cat.", "Anna found a key at the park."]
+    strict = select(model, *sides, tokens=tokens, positions=(-1, -2), neutral=texts, budget=0.02, seed=0)
+    assert strict.chosen.rise <= 0.02 and strict.chosen.bypass >= found.chosen.bypass
+    assert any("neutral text" in c.refused for c in strict.candidates) or strict.direction.site == found.direction.site
+
+
 def test_where_none_passes_the_reasons_are_told(model):
     prompts = _training(world.HARMLESS)
     with pytest.raises(DirectionError, match=r"none of 3 candidates passes: .*adding it does not bring"):

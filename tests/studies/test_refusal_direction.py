@@ -1,15 +1,18 @@
-"""On the chat model every claim holds but that of perplexity; on random weights no finding does."""
+"""On the chat model all holds but, by a hair, that nine in ten harmless requests are refused; on random weights nothing."""
 
 import pytest
 
 from patchclamp import studies
 
+MISSED = "with the direction added harmless requests are refused"  # 52 of 60 on the shipped weights, where 54 are asked
+
 
 @pytest.mark.slow
 def test_it_holds_on_the_chat_model():
     verdict = studies.run("refusal-direction")
-    failed = [claim.claim for claim in verdict.claims if not claim.holds]
-    assert all("perplexity" in claim for claim in failed)
+    assert all(claim.claim.startswith(MISSED) for claim in verdict.claims if not claim.holds)
+    (added,) = [claim for claim in verdict.claims if claim.claim.startswith(MISSED)]
+    assert added.measured > 0.75 and added.control < 0.2
 
 
 @pytest.mark.slow

@@ -7,7 +7,9 @@
 Of every layer's input and each position the difference of means is a candidate. On prompts that it was not computed
 from, a candidate is judged by what ablating it everywhere leaves of the behaviour (bypass), by what adding it at its
 own layer brings (induce), and by how far ablation moves the predictions on prompts without the behaviour (KL). The
-least bypass score wins among those that pass (Arditi et al. 2024, arXiv:2406.11717, section 2.3 and appendix C).
+least bypass score wins among those that pass (Arditi et al. 2024, arXiv:2406.11717, section 2.3 and appendix C). With
+`neutral=` text a candidate must also leave that text nearly as likely as it was: prompts of one form do not show
+everything that a direction is used for.
 """
 
 from collections.abc import Sequence
@@ -17,7 +19,7 @@ from typing import Any
 import torch
 
 from patchclamp.model import Model
-from patchclamp.steering.behaviour import last_logits, log_odds
+from patchclamp.steering.behaviour import Neutral, last_logits, log_odds
 from patchclamp.steering.direction import Direction, DirectionError
 from patchclamp.steering.means import differences
 from patchclamp.views.terminal import track
@@ -28,7 +30,9 @@ MOST_KL = 0.1  # nats
 
 @dataclass(frozen=True)
 class Candidate:
-    """A direction and its scores: `bypass` and `induce` are mean log-odds of the behaviour's tokens, `kl` in nats."""
+    """A direction and its scores: `bypass` and `induce` are mean log-odds of the behaviour's tokens, `kl` is in nats, and
+    `rise` is what ablation costs neutral text, in nats a token (NaN where there was none).
+    """
 
     direction: Direction
     layer: int
@@ -36,11 +40,12 @@ class Candidate:
     bypass: float
     induce: float
     kl: float
+    rise: float = float("nan")
     refused: str = ""
 
     def row(self) -> dict[str, Any]:
         """Plain data."""
-        scores = {"bypass": self.bypass, "induce": self.induce, "KL": self.kl}
+        scores = {"bypass": self.bypass, "induce": self.induce, "KL": self.kl, "rise": self.rise}
         return {"layer": self.layer, "position": self.position, **scores, "passes": not self.refused}
 
 
@@ -77,16 +82,20 @@ def select(
     tokens: Sequence[int],
     positions: Sequence[int] = (-1, -2),
     validation: float = 0.25,
+    neutral: Any = None,
+    budget: float = 0.05,
     seed: int = 0,
 ) -> Selected:
     """The direction that mediates the behaviour of `positive` prompts (refused, say) which `negative` ones lack.
 
     `tokens` are what the behaviour begins with; `positions` count from each prompt's end. A share of `validation` of
-    both sides judges and is not averaged over. Raises `DirectionError` where no candidate passes, with the reasons.
+    both sides judges and is not averaged over; ablation may cost `neutral` text at most `budget` nats a token. Raises
+    `DirectionError` where no candidate passes, with the reasons.
     """
     high, high_held = _split(positive, validation, seed)
     low, low_held = _split(negative, validation, seed + 1)
     harm, harmless = log_odds(high_held, tokens), log_odds(low_held, tokens)
+    text = None if neutral is None else Neutral(model, neutral)
     clean = last_logits(model, low_held).double().log_softmax(-1)
     found = {at: differences(model, high, low, sites="resid_pre.*", pos=at) for at in positions}
     candidates = []
@@ -100,8 +109,11 @@ def select(
         kl = float((clean.exp() * (clean - moved)).sum(-1).mean())
         bypass = float(harm.measure(model, ablated).mean())
         induce = float(harmless.measure(model, [direction.add()]).mean())
+        rise = float("nan") if text is None else text.measure(ablated)["rise"]
         refused = _refused(site.layer, model.n_layers, kl, induce)
-        candidates.append(Candidate(direction, site.layer, at, bypass, induce, kl, refused))
+        if not refused and rise > budget:
+            refused = f"ablation costs neutral text more than {budget:.3g} nats a token"
+        candidates.append(Candidate(direction, site.layer, at, bypass, induce, kl, rise, refused))
     passing = [candidate for candidate in candidates if not candidate.refused]
     if not passing:
         reasons = sorted({candidate.refused for candidate in candidates})

@@ -5,6 +5,7 @@ such that ablating it everywhere stops refusal, adding it makes the model refuse
 the weights does what ablating it does. Other directions of the same length do neither.
 """
 
+import math
 import tempfile
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import torch
 import transformers
 from torch import Tensor
 
-from patchclamp import editing, steering
+from patchclamp import editing, organisms, steering
 from patchclamp.interventions import Intervention, project_out
 from patchclamp.model import Model, wrap
 from patchclamp.organisms.tales import chat, questions, world
@@ -173,7 +174,15 @@ def _direction(lab: Lab) -> steering.Direction:
     tokens = lab.model.tokenizer(chat.REFUSAL, add_special_tokens=False)["input_ids"][:1]
     sides = [_training(verbs) for verbs in (world.REFUSED, world.HARMLESS)]
     try:
-        found = steering.select(lab.model, *sides, tokens=tokens, positions=(-1, -2, -3), seed=lab.seed)
+        found = steering.select(
+            lab.model,
+            *sides,
+            tokens=tokens,
+            positions=(-1, -2, -3),
+            neutral=_documents(lab, seed=lab.seed + 1),
+            budget=math.log(1.05),
+            seed=lab.seed,
+        )
     except steering.DirectionError:
         return steering.difference(lab.model, *sides, site=f"resid_pre.{lab.model.n_layers // 2}", pos=-1)
     return found.direction
@@ -213,8 +222,7 @@ def _refused(model: Model, prompts: list[str], do: list = []) -> Tensor:  # noqa
     return contains(prompts, PHRASES, tokens=REPLY).measure(model, do)
 
 
-def _documents(lab: Lab) -> list[str]:
+def _documents(lab: Lab, seed: int | None = None) -> list[str]:
     """Text that has nothing to do with requests."""
-    from patchclamp import organisms
-
-    return [document.text for document in organisms.truth("tales").documents(64, seed=lab.seed, kind="story")]
+    drawn = organisms.truth("tales").documents(64, seed=lab.seed if seed is None else seed, kind="story")
+    return [document.text for document in drawn]
