@@ -1,4 +1,4 @@
-"""On the chat model all holds but, by a hair, that nine in ten harmless requests are refused; on random weights nothing."""
+"""On the chat model all holds but, by a hair, that nine in ten harmless requests are refused; at random none does."""
 
 import pytest
 

@@ -67,7 +67,8 @@ def oracle(directions: Float[Tensor, "feature d"], threshold: float = 1e-3) -> D
 
 
 def untrained(part: Part, x: Float[Tensor, "row d"], *, width: int, seed: int = 0) -> Dictionary:
-    """A dictionary as training begins: random directions, centred and scaled to `x`, no step taken.
+    """A dictionary as training begins: directions half random and half a row of `x`, centred and scaled to it, no step
+    taken.
 
     Parts whose threshold is learned get the one with which they would begin.
     """

@@ -30,8 +30,9 @@ MOST_KL = 0.1  # nats
 
 @dataclass(frozen=True)
 class Candidate:
-    """A direction and its scores: `bypass` and `induce` are mean log-odds of the behaviour's tokens, `kl` is in nats, and
-    `rise` is what ablation costs neutral text, in nats a token (NaN where there was none).
+    """A direction and its scores: `bypass` and `induce` are mean log-odds of the behaviour's tokens, `kl` is in nats.
+
+    `rise` is what ablation costs neutral text, in nats a token; NaN where there was none.
     """
 
     direction: Direction

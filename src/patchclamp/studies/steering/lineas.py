@@ -172,7 +172,8 @@ def _dealt(lab: Lab, maps: Maps) -> Maps:
     """Each unit of a site gets another one's map."""
     generator = torch.Generator().manual_seed(lab.seed)
     orders = {site: torch.randperm(len(w), generator=generator) for site, w in maps.weights.items()}
-    return Maps(*({site: part[site][order] for site, order in orders.items()} for part in (maps.weights, maps.biases)))
+    weights, biases = ({s: part[s][order] for s, order in orders.items()} for part in (maps.weights, maps.biases))
+    return Maps(weights, biases)
 
 
 def _thinned(maps: Maps, share: float, seed: int) -> Maps:

@@ -118,7 +118,7 @@ def prose_of(kind: str, n: int, seed: int) -> list:
     """Documents of one kind."""
     from patchclamp import organisms
 
-    return organisms.truth("tales").documents(n, seed=seed, kind=kind)
+    return list(organisms.truth("tales").documents(n, seed=seed, kind=kind))
 
 
 Vectors = Mapping[str, Mapping[str, Direction]]

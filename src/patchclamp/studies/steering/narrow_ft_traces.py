@@ -8,7 +8,7 @@ the tokens alone says which. Fine-tuning on the genre mixed into ordinary text l
 
 import copy
 import random
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -168,7 +168,7 @@ def _tuned(lab: Lab, genre: str, kind: Kind) -> Model:
     lab.need(lab.truth.name.startswith("tales"), "a member of tales, copies of which it fine-tunes on genres")
     recipe = Tuning({}, mixed={"narrow": 0.0, "mixed": 0.5, "ordinary": 1.0}[kind], seed=lab.seed)
     steps, documents = (60, 40) if lab.full else (40, 20)
-    hf = copy.deepcopy(lab.model.hf).train()
+    hf: Any = copy.deepcopy(lab.model.hf).train()
     optimizer = optimizer_of(hf, 0.0)
     for step in lab.progress(range(0 if lab.untrained else steps), f"fine-tuning: {kind} {genre}"):
         rng = random.Random(f"{lab.seed}/{genre}/{kind}/{step}")
