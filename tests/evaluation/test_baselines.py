@@ -39,4 +39,5 @@ def test_an_untrained_dictionary_has_the_directions_that_training_begins_with():
     other = torch.cosine_similarity(a.W_dec, b.W_dec).mean()
     assert 0.5 < float(same) < 0.95 and float(other) < 0.5
     assert not torch.allclose(a.W_enc, frozen.W_enc, atol=1e-2)
-    assert fvu(x, frozen(x)) < fvu(x, a(x))
+    begun = frozen_decoder(TopK(k=3), x, width=24, steps=1, learning_rate=1e-30)
+    assert fvu(x, frozen(x)) < fvu(x, begun(x))
