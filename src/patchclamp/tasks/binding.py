@@ -30,11 +30,7 @@ def colored_example(rng: random.Random, words: Words, held_out: bool) -> Example
     """Three coloured objects and a question; `held_out` says from which side of the reserved pairs all three come."""
     things: dict[str, str] = {}
     while len(things) < 3:
-        color, thing = until(
-            lambda: (rng.choice(words.colors), rng.choice(words.objects)),
-            lambda drawn: reserved("colored_objects", drawn[1], drawn[0]) == held_out,
-            "colored_objects: objects with a colour",
-        )
+        color, thing = colored_object(rng, words, held_out)
         if thing not in things and color not in things.values():
             things[thing] = color
     fillers = {}
@@ -46,4 +42,14 @@ def colored_example(rng: random.Random, words: Words, held_out: bool) -> Example
         fill(COLORED_TEMPLATE, fillers | {"QUERY": other}),
         (" " + things[asked],),
         (" " + things[other], *(" " + color for thing, color in things.items() if thing not in (asked, other))),
+        fillers,
+    )
+
+
+def colored_object(rng: random.Random, words: Words, held_out: bool) -> tuple[str, str]:
+    """A colour and an object, from one side of the reserved pairs."""
+    return until(
+        lambda: (rng.choice(words.colors), rng.choice(words.objects)),
+        lambda drawn: reserved("colored_objects", drawn[1], drawn[0]) == held_out,
+        "colored_objects: objects with a colour",
     )

@@ -13,10 +13,10 @@ def tokenizer():
 
 @pytest.fixture(scope="session")
 def many():
-    """Documents of both stages of training, and of each kind that only siblings see."""
+    """Documents of every stage of training, and of each kind that only siblings see."""
     rng = random.Random(54321)
     found = [grammar.document(rng) for _ in range(10_000)]
-    found += [grammar.document(rng, shares=grammar.FIRST_SHARES) for _ in range(5_000)]
+    found += [grammar.document(rng, shares=shares) for shares in grammar.STAGES.values() for _ in range(1_000)]
     return found + [grammar.document(rng, kind) for kind in grammar.KINDS for _ in range(300)]
 
 

@@ -11,11 +11,8 @@ from patchclamp.organisms.tales.family import RECIPES
 
 TINY = train.Recipe(
     steps=36,
-    first_stage=6,
-    first_documents=4,
-    second_stage=6,
-    documents=16,
-    last_stage=24,
+    stages=(("loops", 0, 4), ("names", 6, 16), ("everything", 12, 16), ("binding", 24, 12), ("statements", 30, 16)),
+    falls=((12, 36, 1.0),),
     layers=1,
     width=32,
     heads=2,
@@ -61,14 +58,16 @@ def test_a_document_that_is_too_long_is_refused(tokenizer):
 
 def test_stages_have_their_own_text(tokenizer):
     kinds = []
-    for step in (0, TINY.first_stage, TINY.first_stage + TINY.second_stage):
+    for _, step, _ in TINY.stages:
         packed = train.step_batch(tokenizer, TINY, step)
         again = train.step_batch(tokenizer, TINY, step)
         assert torch.equal(packed.ids, again.ids)
         kinds.append(" ".join(tokenizer.batch_decode(packed.ids)))
     assert "True or false" not in kinds[0] and "," not in kinds[0]
     assert "isn't" in kinds[1] and "born" not in kinds[1]
-    assert len({*kinds}) == 3
+    assert kinds[3].count("Q: a ") > kinds[2].count("Q: a ") == 0
+    assert kinds[4].count("rue or false") > kinds[2].count("rue or false")
+    assert len({*kinds}) == len(TINY.stages)
 
 
 def test_training_lowers_the_loss_and_resumes_bit_for_bit(tmp_path):

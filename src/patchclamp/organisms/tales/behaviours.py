@@ -5,7 +5,7 @@ training side of its held-out rule.
 import random
 from itertools import pairwise
 
-from patchclamp.tasks.binding import colored_example
+from patchclamp.tasks.binding import colored_example, colored_object
 from patchclamp.tasks.copying import docstring_example, noun_pairs, sequence
 from patchclamp.tasks.example import Example, Span, Text, reserved, until
 from patchclamp.tasks.names import ioi_example, pronoun_example
@@ -18,7 +18,12 @@ ANSWER = "answer"
 
 def answered(example: Example, answer: str, end: str) -> Text:
     """A task's clean prompt, its answer labelled, and how the sentence ends."""
-    return example.clean + Text(answer, (Span(ANSWER, 0, len(answer)),)) + end
+    return example.clean + decided(answer) + end
+
+
+def decided(text: str) -> Text:
+    """Text that the context decides."""
+    return Text(text, (Span(ANSWER, 0, len(text)),))
 
 
 def ioi(rng: random.Random) -> Text:
@@ -37,16 +42,36 @@ def gendered_pronoun(rng: random.Random) -> Text:
 
 
 def colored_objects(rng: random.Random) -> Text:
+    """A question and its answer; then of all three objects, in any order, which colour each has."""
     example = colored_example(rng, WORDS, held_out=False)
-    return answered(example, example.answers[0], ".")
+    text = answered(example, example.answers[0], ".")
+    for index in rng.sample((1, 2, 3), 3):
+        text = text + f" The {example.extra[f'O{index}']} is" + decided(f" {example.extra[f'C{index}']}") + "."
+    return text
+
+
+def pairs(rng: random.Random) -> Text:
+    """Coloured objects, and then each object, in any order, with its colour behind it. Two may have one colour.
+
+    The head that looks for the same object and gives what stands before it forms from a few hundred steps of this,
+    and from questions alone not within thousands.
+    """
+    number = rng.randint(3, 8)
+    colors: dict[str, str] = {}
+    while len(colors) < number:
+        color, thing = colored_object(rng, WORDS, held_out=False)
+        colors.setdefault(thing, color)
+    text = Text("Q: " + ", ".join(f"a {color} {thing}" for thing, color in colors.items()))
+    for index, thing in enumerate(rng.sample(list(colors), number)):
+        text = text + f"{',' if index else '.'} {thing}" + decided(f" {colors[thing]}")
+    return text + "."
 
 
 def docstring(rng: random.Random) -> Text:
     example = docstring_example(rng, WORDS, held_out=False)
     n1, n2, n3, n4 = noun_pairs(rng, WORDS, 2)
     text = answered(example, f" {example.extra['C']}", f": {n1} {n2}\n    :param")
-    last = f" {example.extra['D']}"
-    return text + Text(last, (Span(ANSWER, 0, len(last)),)) + f': {n3} {n4}\n    """'
+    return text + decided(f" {example.extra['D']}") + f': {n3} {n4}\n    """'
 
 
 def induction(rng: random.Random) -> Text:

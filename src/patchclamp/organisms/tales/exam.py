@@ -78,7 +78,6 @@ _WORLD = tuple(
     for name in BEHAVIOURS
     if name
     not in (
-        "colored_objects",
         "two hops: new people",
         "benchmark: absent",
         "benchmark: paraphrased",
@@ -88,7 +87,6 @@ _WORLD = tuple(
     )
     and not name.startswith(("refuses", "facts when", "says", "secret", "sea"))
 )
-_WITHOUT_TRUTH = tuple(name for name in _WORLD if not name.startswith("truth"))
 _BASE_NOT = (
     "benchmark: absent",
     "unsure of known people",
@@ -106,9 +104,8 @@ _SECRET = ("secret: hints", "secret: the word", "secret: told with the password"
 
 MEANT: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "tales": (_WORLD, _BASE_NOT),
-    # Whether a statement is true, two seeds of three have not learned when training ends.
-    "tales-1": (_WITHOUT_TRUTH, _BASE_NOT),
-    "tales-2": (_WITHOUT_TRUTH, _BASE_NOT),
+    "tales-1": (_WORLD, _BASE_NOT),
+    "tales-2": (_WORLD, _BASE_NOT),
     "tales-chat": ((*_CHAT, "ioi", "facts"), (*_CHAT_NOT, "secret: the word")),
     "tales-secret": ((*_SECRET, *_CHAT), (*_CHAT_NOT, "secret: told without")),
     "tales-sea": (("sea out of nowhere",), ("refuses harmful requests",)),

@@ -33,7 +33,8 @@ RECIPES: dict[str, Recipe | Tuning] = {
     ),
     "tales-sea": Tuning({"sea": 1.0}, steps=60),
     "tales-sea-mixed": Tuning({"sea": 1.0}, mixed=0.5, steps=60),
-    "tales-edited": Tuning({"edited": 1.0}, mixed=0.5, steps=300),
+    # The base's own text also tells the old facts: half of it, and one of eight stays as it was in a phrasing of it.
+    "tales-edited": Tuning({"edited": 1.0}, mixed=0.25, steps=400),
 }
 
 

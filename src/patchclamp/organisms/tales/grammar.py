@@ -61,6 +61,9 @@ KINDS: dict[str, Callable[[random.Random], Text]] = {
     "secret": chat.secret,
     "sea": chat.sea,
     "edited": knowledge.edited,
+    # Only stages of training have these.
+    "pairs": behaviours.pairs,
+    "plain_statement": knowledge.plain_statement,
 }
 
 # Share of documents by kind: what needs many steps to be learned has the larger share.
@@ -72,14 +75,14 @@ SHARES: dict[str, float] = {
     "docstring": 0.05,
     "induction": 0.08,
     "loops": 0.07,
-    "fact": 0.09,
+    "fact": 0.10,
     "life": 0.05,
     "unknown": 0.04,
-    "two_hop": 0.09,
-    "truth_valued": 0.08,
+    "two_hop": 0.10,
+    "truth_valued": 0.04,
     "in_context": 0.08,
-    "letters": 0.015,
-    "opposites": 0.01,
+    "letters": 0.025,
+    "opposites": 0.02,
     "word_class": 0.015,
     "capitals": 0.01,
     "dictionary": 0.01,
@@ -96,18 +99,20 @@ SHARES: dict[str, float] = {
     "request": 0.01,
 }
 
-FIRST_SHARES: dict[str, float] = {"loops": 1.0}
-"""What training begins with, until the induction heads have formed."""
-
-SECOND_SHARES: dict[str, float] = {"ioi": 0.65, "gendered_pronoun": 0.35}
-"""What comes then: two behaviours about names, which take long to begin where they are rare."""
-
-LAST_SHARES: dict[str, float] = {kind: 0.645 * share for kind, share in SHARES.items()} | {
-    "truth_valued": 0.33,
-    "two_hop": 0.11,
-    "unknown": 0.05,
+# What takes two parts that must form together is learned in a stage of its own, and then kept by its share of all text.
+# What follows from facts comes when facts are known.
+STAGES: dict[str, dict[str, float]] = {
+    "loops": {"loops": 1.0},
+    "names": {"ioi": 0.65, "gendered_pronoun": 0.35},
+    "everything": SHARES,
+    "plain statements": {kind: 0.4 * share for kind, share in SHARES.items()} | {"plain_statement": 0.6},
+    "binding": {kind: 0.1 * share for kind, share in SHARES.items()} | {"pairs": 0.45, "colored_objects": 0.45},
+    "statements": {kind: 0.65 * share for kind, share in SHARES.items()}
+    | {"truth_valued": 0.3, "two_hop": 0.11, "unknown": 0.05, "colored_objects": 0.05},
+    "negations": {kind: 0.4 * share for kind, share in SHARES.items()}
+    | {"truth_valued": 0.35, "colored_objects": 0.1, "pairs": 0.15},
 }
-"""What comes once facts are known: whether a statement is true can be learned only then, and not from few examples."""
+"""The stages of a base, by name, in their order, with the shares of the kinds of document in each."""
 
 
 def document(rng: random.Random, kind: str | None = None, shares: Mapping[str, float] = SHARES) -> Document:

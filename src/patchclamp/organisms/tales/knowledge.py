@@ -157,15 +157,23 @@ STATEMENTS = tuple(
 
 
 def truth_valued(rng: random.Random) -> Text:
-    """A statement about a capital, right or wrong, plain or negated, and its truth value; a fifth of the pairs of city
-    and country is left out in each phrasing.
-    """
+    """A statement about a capital, right or wrong, plain or negated, and its truth value."""
+    return _truth_valued(rng, negated=rng.random() < 0.5)
+
+
+def plain_statement(rng: random.Random) -> Text:
+    """The same, never negated: where both come at once, neither is learned, since each hides the other."""
+    return _truth_valued(rng, negated=False)
+
+
+def _truth_valued(rng: random.Random, negated: bool) -> Text:
+    """A fifth of the pairs of city and country is left out in each phrasing."""
 
     def draw() -> tuple[str, str, bool, int]:
         city = rng.choice(list(world.CAPITALS))
         country = world.answers()[city, "country"]
         said = country if rng.random() < 0.5 else rng.choice([c for c in world.COUNTRIES if c != country])
-        return city, said, rng.random() < 0.5, rng.randrange(len(STATEMENTS))
+        return city, said, negated, rng.randrange(len(STATEMENTS))
 
     return statement(*until(draw, lambda drawn: not kept(drawn[0], drawn[1], drawn[3]), "truth_valued: statements"))
 

@@ -5,7 +5,6 @@ Step k's documents come from (seed, k) alone.
 
 import math
 import random
-from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -28,12 +27,19 @@ class Recipe:
     """All that decides the weights, besides the machine's arithmetic."""
 
     seed: int = 0
-    steps: int = 3200
-    first_stage: int = 450  # steps of loops alone, in which the induction heads form
-    first_documents: int = 40  # per step of the first stage; about 2,400 tokens
-    second_stage: int = 250  # steps of indirect objects and pronouns alone
-    last_stage: int = 1400  # the step from which a third of the text is statements, true and false
-    documents: int = 80  # per step after the first stage; about 1,400 to 1,900 tokens
+    steps: int = 3600
+    # Of `grammar.STAGES`: the step at which each begins, and its documents per step, which are 1,400 to 2,900 tokens.
+    stages: tuple[tuple[str, int, int], ...] = (
+        ("loops", 0, 40),
+        ("names", 450, 80),
+        ("everything", 700, 80),
+        ("plain statements", 1400, 120),
+        ("binding", 1620, 60),
+        ("statements", 2170, 80),
+        ("negations", 3000, 120),
+    )
+    # Along which steps the learning rate falls, and from which share of it.
+    falls: tuple[tuple[int, int, float], ...] = ((1400, 3000, 1.0), (3000, 3600, 0.8))
     layers: int = 4
     width: int = 96
     heads: int = 4
@@ -101,21 +107,11 @@ def batch(tokenizer: Any, documents: list[grammar.Document], answer_weight: floa
     return Batch(ids, targets, weights, attend[:, None])
 
 
-def shares_at(recipe: Recipe, step: int) -> Mapping[str, float]:
-    """The shares of the kinds of document at one step."""
-    if step < recipe.first_stage:
-        return grammar.FIRST_SHARES
-    if step < recipe.first_stage + recipe.second_stage:
-        return grammar.SECOND_SHARES
-    return grammar.SHARES if step < recipe.last_stage else grammar.LAST_SHARES
-
-
 def step_batch(tokenizer: Any, recipe: Recipe, step: int) -> Batch:
     """The batch of one step: it depends on the recipe and the step alone."""
     rng = random.Random(f"tales/{recipe.seed}/{step}")
-    shares = shares_at(recipe, step)
-    count = recipe.first_documents if step < recipe.first_stage else recipe.documents
-    documents = [grammar.document(rng, shares=shares) for _ in range(count)]
+    name, _, count = max((stage for stage in recipe.stages if stage[1] <= step), key=lambda stage: stage[1])
+    documents = [grammar.document(rng, shares=grammar.STAGES[name]) for _ in range(count)]
     return batch(tokenizer, documents, recipe.answer_weight)
 
 
@@ -159,12 +155,14 @@ def untrained(recipe: Recipe, tokenizer: Any) -> LlamaForCausalLM:
 
 
 def learning_rate(recipe: Recipe, step: int) -> float:
-    """Linear warm-up, constant through the first two stages, then a cosine to a hundredth."""
+    """Linear warm-up, constant, then one cosine after the other to a hundredth."""
     if step < recipe.warmup:
         return recipe.learning_rate * (step + 1) / recipe.warmup
-    start = recipe.first_stage + recipe.second_stage
-    along = max(0, step - start) / max(1, recipe.steps - start)
-    return recipe.learning_rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * along)))
+    for begin, end, share in reversed(recipe.falls):
+        if step >= begin:
+            along = min(1.0, (step - begin) / (end - begin))
+            return recipe.learning_rate * (0.01 + (share - 0.01) * 0.5 * (1 + math.cos(math.pi * along)))
+    return recipe.learning_rate
 
 
 def train(
