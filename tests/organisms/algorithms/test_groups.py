@@ -1,7 +1,5 @@
 """Composition in finite groups: the shipped networks generalise, by the characters of the group."""
 
-import json
-
 import pytest
 import torch
 
@@ -98,10 +96,3 @@ def test_training_goes_on_with_the_same_bits(monkeypatch, tmp_path):
     assert groups.train("groups:s4", tmp_path / "parts", steps=20, progress=False) == whole
     for file in ("model.safetensors", "checkpoints/000020.safetensors"):
         assert (tmp_path / "whole" / file).read_bytes() == (tmp_path / "parts" / file).read_bytes()
-
-
-@pytest.mark.slow
-def test_the_recipe_generalises_again(tmp_path):
-    losses = groups.train("groups:s4", tmp_path, progress=False)
-    assert sum(losses[-50:]) / 50 == pytest.approx(organisms.recipe("groups:s4")["loss"], rel=0.05)
-    assert json.loads((tmp_path / "recipe.json").read_text())["test_accuracy"] >= 0.99
