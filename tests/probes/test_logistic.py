@@ -40,7 +40,7 @@ def test_the_objective_is_at_most_that_of_scikit_learn(rows, d, C, separation, s
     ours = Logistic(C=C).fit(x, y[:, 0]).probe_
     peer = LogisticRegression(C=C, tol=1e-5, max_iter=2000).fit(x.double().numpy(), y[:, 0].numpy())
     theirs = value(x, y[:, 0], torch.tensor(peer.coef_[0]), torch.tensor(peer.intercept_[0]), C)
-    assert value(x, y[:, 0], ours.weight, ours.bias, C) <= theirs * (1 + 1e-5) + 1e-9
+    assert value(x, y[:, 0], ours.weight, ours.bias, C) <= theirs * (1 + 1e-4) + 1e-9
 
 
 def test_a_fine_tolerance_gives_the_same_weights():

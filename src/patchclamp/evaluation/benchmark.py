@@ -55,7 +55,7 @@ class Measure:
 def core(asked: _Asked) -> Values:
     """fvu, l0, shares of dead and of dense latents, shrinkage, cosine of the nearest other latent."""
     found = measures.report(asked.dictionary, asked.data.x)
-    return {name: np.array([value]) for name, value in found.items() if name != "random"}
+    return {name: np.array([value]) for name, value in found.items() if isinstance(value, float)}  # not the controls
 
 
 def kept(asked: _Asked) -> Values:

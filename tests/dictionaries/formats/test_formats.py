@@ -46,6 +46,7 @@ HAS = {
     "sparsify": {"topk", "topk, centred", "groupmax", "skip transcoder, topk"},
     "gemma_scope": {"relu", "relu, centred", "threshold", "threshold, centred", "transcoder"},
     "gemma_scope_2": {"relu", "relu, centred", "threshold", "threshold, centred", "transcoder", "skip transcoder"},
+    "circuit_tracer": {"relu", "relu, centred", "threshold", "threshold, centred", "transcoder", "skip transcoder"},
     "itda": set(),
 }
 
