@@ -11,7 +11,8 @@ from patchclamp.organisms.tales import exam, grammar, vocabulary
 from patchclamp.organisms.tales import train as tales
 from patchclamp.organisms.tales_moe import routing, train
 
-SMALL = train.Recipe(steps=6, first_stage=3, first_documents=3, documents=6, layers=2, width=32, hidden=24, warmup=2)
+STAGES = (("loops", 0, 3), ("everything", 3, 6))
+SMALL = train.Recipe(steps=6, stages=STAGES, layers=2, width=32, hidden=24, warmup=2)
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +98,6 @@ def test_an_interrupted_run_ends_in_the_same_bits(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_retraining_learns(tmp_path, monkeypatch):
     monkeypatch.setattr(train, "measured", lambda hf, tokenizer: {})
-    recipe = train.Recipe(steps=120, first_stage=60, first_documents=10, documents=20)
+    recipe = train.Recipe(steps=120, stages=(("loops", 0, 10), ("everything", 60, 20)))
     losses = train.train("tales-moe", tmp_path, recipe=recipe, progress=False)
     assert sum(losses[-10:]) < 0.8 * sum(losses[60:70])

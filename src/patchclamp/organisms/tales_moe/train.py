@@ -25,7 +25,17 @@ from patchclamp.organisms.training import fit, store
 from patchclamp.organisms.truth import Truth
 from patchclamp.tasks.recall import FACTS_FILE
 
-MEANT = ("ioi", "induction", "greater_than", "gendered_pronoun", "docstring", "facts")
+MEANT = (
+    "ioi",
+    "induction",
+    "greater_than",
+    "gendered_pronoun",
+    "colored_objects",
+    "docstring",
+    "facts",
+    "truth: plain",
+    "truth: negated",
+)
 """What it is meant to do, by the names of `tales.exam`: at least 90 % on held-out questions."""
 MEASURED_ON = 60  # documents of each kind
 

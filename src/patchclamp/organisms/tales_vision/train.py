@@ -41,8 +41,8 @@ class Recipe:
 
     base: str
     seed: int = 0
-    steps: int = 1800
-    naming_steps: int = 600
+    steps: int = 2400
+    naming_steps: int = 1000
     batch: int = 48  # pictures in a step
     naming_share: float = 0.2  # of the pictures, after the first stage
     layers: int = 2
