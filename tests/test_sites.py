@@ -29,6 +29,17 @@ def test_ranges_are_pythons_but_never_clipped(size, start, stop):
         assert indices(f"{start}:{stop}", size, what="layer", within="z") == list(range(size))[start:last]
 
 
+def test_several_patterns_name_each_site_once_in_the_order_in_which_it_is_recorded():
+    model = wrap(tiny.build("gpt2"))
+    several = ["z.1.{2,0}", Site("z", 0, 1), "mlp_out.1:", "z.1.*", "blocks.0.attn.hook_z", "mlp_out.2"]
+    found = model.sites(several)
+    assert list(map(str, found)) == ["z.1.2", "z.1.0", "z.0.1", "mlp_out.1", "mlp_out.2", "z.1.1", "z.1.3", "z.0"]
+    assert list(model.run([[5, 6, 7]], record=several).recording) == found == model.sites(tuple(found))
+    assert model.sites([]) == [] and model.sites(["z.1"]) == model.sites("z.1") == model.sites(Site("z", 1))
+    with pytest.raises(SiteError, match="asks for layer 7"):
+        model.sites(["z.1", "z.7"])
+
+
 def test_patterns_expand_in_the_models_order():
     inventory = wrap(tiny.build("llama")).anatomy.inventory
     assert [str(s) for s in inventory.expand("z.{0,-1}.*")][:5] == ["z.0.0", "z.0.1", "z.0.2", "z.0.3", "z.2.0"]

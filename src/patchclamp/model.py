@@ -103,8 +103,10 @@ class Model:
             self._anatomies[implementation] = discover(self.hf, self.name)
         return self._anatomies[implementation]
 
-    def sites(self, pattern: "str | Site | None" = None) -> list[Site]:
-        """All sites of this model (whole ones), or those that a pattern names."""
+    def sites(self, pattern: "str | Site | Sequence[str | Site] | None" = None) -> list[Site]:
+        """All sites of this model (whole ones), or those that a pattern or several name, each once, in the order in
+        which `record=` keeps them: pattern after pattern, and within each the model's.
+        """
         return list(self.anatomy.taps) if pattern is None else self.anatomy.inventory.expand(pattern)
 
     def certify(self) -> Certificate:
@@ -360,7 +362,7 @@ class Model:
         if stop is None or stop is False:
             return []
         if stop is True:
-            sites = [s.whole for k in keeps for p in k.patterns for s in self.anatomy.inventory.expand(p)]
+            sites = [site.whole for want in keeps for site in self.anatomy.inventory.expand(want.sites)]
             if not sites:
                 raise ValueError("stop=True ends after the last recorded site, and record= names none")
             return [] if any(s.kind == "logits" for s in sites) else sites

@@ -93,9 +93,8 @@ class Session:
             for site in anatomy.inventory.expand(item.site):
                 self._stage(site).do.append((item, site))
         for want in keeps:
-            for pattern in want.patterns:
-                for site in anatomy.inventory.expand(pattern):
-                    self._keep(want, site)
+            for site in anatomy.inventory.expand(want.sites):
+                self._keep(want, site)
         for site in self.stop:
             self._stage(site)
 

@@ -286,10 +286,14 @@ class Inventory:
     model: str
     projected: frozenset[Site] = frozenset()  # queries and keys that attention takes as their projection makes them
 
-    def expand(self, pattern: "str | Site | Pattern") -> list[Site]:
-        """The sites of this model that a pattern names, in the model's order; never an empty list."""
+    def expand(self, pattern: "str | Site | Pattern | Iterable[str | Site]") -> list[Site]:
+        """The sites of this model that a pattern names, in the model's order, never none; or those that several
+        patterns name, each once, pattern after pattern.
+        """
         if isinstance(pattern, Site):
             pattern = str(pattern)
+        if not isinstance(pattern, (str, Pattern)):
+            return list(dict.fromkeys(site for one in pattern for site in self.expand(one)))
         parsed = parse(pattern) if isinstance(pattern, str) else pattern
         if parsed.path or parsed.kinds == ("module",):
             return [self._module(parsed)]

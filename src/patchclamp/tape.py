@@ -83,10 +83,6 @@ class Keep:
     device: str | torch.device | None = None
     dtype: torch.dtype | None = None
 
-    @property
-    def patterns(self) -> tuple["str | Site", ...]:
-        return self.sites if isinstance(self.sites, tuple) else (self.sites,)
-
     def trim(self, x: Tensor) -> "Tensor | TopKValues":
         """What to hold on to: reduced, moved, and no small view that keeps a large tensor alive."""
         small = x if self.reduce is None else self.reduce(x)

@@ -110,8 +110,7 @@ def dissociate(
     is chosen where that is not above 0. `chosen` gives sets that were found otherwise. Random sets have as many of
     the other `sites`.
     """
-    patterns = [sites] if isinstance(sites, (str, Site)) else list(sites)
-    wanted = [site for pattern in patterns for site in model.sites(pattern)]
+    wanted = model.sites(sites)
     if chosen is None and not 1 <= budget <= len(wanted) // 2:
         raise ValueError(f"a budget of {budget} of {len(wanted)} sites: give 1 to {len(wanted) // 2}")
     if random < 20:
@@ -128,7 +127,7 @@ def dissociate(
             sets[name] = [wanted[at] for at in order if specific[at] > _ROUNDING]
     else:
         for name in NAMES:
-            sets[name] = [site for one in chosen[name] for site in model.sites(one)]
+            sets[name] = model.sites(chosen[name])
     found = {name: tuple(sets[name]) for name in NAMES}
     generator = torch.Generator().manual_seed(seed)
     for name in NAMES:

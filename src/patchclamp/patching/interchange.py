@@ -47,8 +47,7 @@ def interchange(
         raise ValueError(
             f"{len(task)} prompts have {2 ** len(task)} sign flips: give 6 at least, for a p-value below .05"
         )
-    patterns = [sites] if isinstance(sites, (str, Site)) else list(sites)
-    wanted = [site for pattern in patterns for site in model.sites(pattern)]
+    wanted = model.sites(sites)
     noise, denoise = (Pairs.of(model, task, metric=metric, direction=way) for way in ("noise", "denoise"))
     whole = float((noise.base_values - denoise.base_values).mean())
     if abs(whole) < 1e-9:

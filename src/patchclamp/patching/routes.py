@@ -105,8 +105,7 @@ def rescue(
 
 
 def _sites(model: Model, heads: "str | Site | Sequence[str | Site]") -> list[Site]:
-    patterns = [heads] if isinstance(heads, (str, Site)) else list(heads)
-    sites = [site for pattern in patterns for site in model.sites(pattern)]
+    sites = model.sites(heads)
     if not sites or any(site.kind != "z" or site.unit is None for site in sites):
         raise ValueError(f"heads={heads!r}: expected heads, as z.LAYER.HEAD")
     return sites

@@ -148,8 +148,7 @@ def self_repairs(
     seed: int = 0,
 ) -> xr.DataArray:
     """Mean over the `top` share of each site's tokens, and over all: dims (site, tokens, term), in logits."""
-    patterns = [sites] if isinstance(sites, (str, Site)) else list(sites)
-    wanted = [site for pattern in patterns for site in model.sites(pattern)]
+    wanted = model.sites(sites)
     bench = _Bench(model, inputs, attention_mask, targets, False)
     rows, gaps = [], []
     for site in track(wanted, "ablating components"):

@@ -148,8 +148,7 @@ def table(
 
 
 def expand(model: Model, sites: "str | Site | Sequence[str | Site]") -> list[Site]:
-    patterns = [sites] if isinstance(sites, (str, Site)) else list(sites)
-    found = [site for pattern in patterns for site in model.sites(pattern)]
+    found = model.sites(sites)
     for site in found:
         if site.kind in ("module", "logits", "final_norm", "final_norm_scale", "expert_index") or site.stack:
             raise SiteError(f"{site} is not a site of the model's blocks, over which a sweep goes")

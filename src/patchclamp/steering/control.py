@@ -20,7 +20,6 @@ from torch import Tensor
 from patchclamp.interventions import Intervention, When, edit
 from patchclamp.model import Model
 from patchclamp.positions import Position
-from patchclamp.sites import Site
 from patchclamp.steering.behaviour import last_logits
 from patchclamp.steering.direction import Direction, DirectionError, random
 from patchclamp.steering.means import Pattern, differences, principal
@@ -58,9 +57,7 @@ def control_vector(
     if fit == "difference":
         found = list(differences(model, positive, negative, sites=sites, pos=pos).values())
     elif fit == "principal":
-        patterns = [sites] if isinstance(sites, (str, Site)) else sites
-        every = [site for pattern in patterns for site in model.sites(pattern)]
-        found = [principal(model, positive, negative, site=site, pos=pos) for site in every]
+        found = [principal(model, positive, negative, site=site, pos=pos) for site in model.sites(sites)]
     else:
         raise DirectionError(f"fit={fit!r}: 'difference' or 'principal'")
     return ControlVector(tuple(found))

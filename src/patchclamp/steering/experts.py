@@ -10,7 +10,7 @@ An expert is named by its router's unit: "router.2.5" is expert 5 of layer 2. Af
 prompts does not have more of every expert.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,8 +75,7 @@ def activity(
     if isinstance(pos, Tensor):
         raise DirectionError("pos is a tensor by prompt; give an index, a slice, a list or pc.span(...)")
     tokens = model.tokens(prompts)
-    sites = [s.whole for one in ([routers] if isinstance(routers, (str, Site)) else routers) for s in model.sites(one)]
-    sites = list(dict.fromkeys(sites))
+    sites = list(dict.fromkeys(site.whole for site in model.sites(routers)))
     units = model.anatomy.inventory.units
     weights, choices = [], []
     for start in range(0, len(tokens.ids), batch):
@@ -276,10 +275,10 @@ def _without(logits: Tensor, units: list[int]) -> Tensor:
     return logits[..., rest]
 
 
-def _each(model: Model, experts: Iterable[str | Site]) -> list[Site]:
+def _each(model: Model, experts: Experts) -> list[Site]:
     """The experts named; a whole router is refused."""
-    found = [site for one in experts for site in model.sites(one)]
+    found = model.sites(experts)
     for site in found:
         if site.kind != "router" or site.unit is None:
             raise DirectionError(f"{site} names no expert; expert 5 of layer 2 is 'router.2.5'")
-    return list(dict.fromkeys(found))
+    return found

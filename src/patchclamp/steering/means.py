@@ -34,7 +34,7 @@ def activations(
     if isinstance(pos, Tensor):
         raise DirectionError("pos is a tensor by prompt; give an index, a slice, a list or pc.span(...)")
     tokens = model.tokens(prompts)
-    found = [s for one in ([sites] if isinstance(sites, (str, Site)) else sites) for s in model.sites(one)]
+    found = model.sites(sites)
     kept: dict[Site, list[Tensor]] = {site: [] for site in found}
     for start in range(0, len(tokens.ids), batch):
         ids, mask = tokens.ids[start : start + batch], tokens.mask[start : start + batch]

@@ -32,14 +32,13 @@ class Width:
 
 def sites_of(model: Model, sites: "str | Site | Sequence[str | Site]") -> list[Site]:
     """The sites that the patterns name, each once, in the order given."""
-    patterns = [sites] if isinstance(sites, (str, Site)) else list(sites)
-    found = [site for pattern in patterns for site in model.sites(pattern)]
+    found = model.sites(sites)
     if not found:
         raise ValueError("record needs sites, such as 'resid_post.*'")
     for site in found:
         if site.kind.endswith(("scores", "pattern")):
             raise SiteError(f"{site} has a row for each query and key, not for each token: a store cannot hold it")
-    return list(dict.fromkeys(found))
+    return found
 
 
 def widths(model: Model, sites: Sequence[Site], token: int) -> dict[str, Width]:
