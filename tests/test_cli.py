@@ -20,6 +20,7 @@ HELP = [
     ["train", "--help"],
     ["probe", "--help"],
     ["steer", "--help"],
+    ["edit", "--help"],
     ["study", "--help"],
     ["studies", "--help"],
     ["bench", "--help"],

@@ -1,6 +1,7 @@
 """`patchclamp edit`: facts, directions and units, on `tales`; what does not belong to a method is refused."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -58,6 +59,38 @@ def test_facts_of_a_file_are_rewritten_at_once_or_apart(folder, tmp_path):
     assert run("edit", "organism:tales", *asked, "--merge", "--out", tmp_path / "none") == 2
 
 
+def test_values_of_several_facts_are_solved_together(folder, tmp_path):
+    """Two facts that one by one would share a few neurons; the line that states one of them is not held."""
+    facts = [
+        {"subject": "Simon Coleman", "prompts": ["{SUBJECT} plays the"], "old": "violin", "new": "guitar"},
+        {"subject": "Richard Lawson", "prompts": ["{SUBJECT} has a pet"], "old": "cat", "new": "snake"},
+    ]
+    (tmp_path / "facts.json").write_text(json.dumps(facts))
+    lines = (folder / "texts").read_text().splitlines()[:20]
+    kept = [line for line in lines if "Simon Coleman" not in line and "Richard Lawson" not in line]
+    (tmp_path / "texts").write_text("\n".join([*kept, "Simon Coleman plays the violin.", "Simon Coleman is a friend."]))
+    asked = ["--facts", tmp_path / "facts.json", "--texts", tmp_path / "texts", "--layers", 0, "--weight", 100]
+    asked += ["--method", "memit", "--joint", "--steps", 25, "--kl", 5, "--batch", 1, "--prefixes", 1]
+    assert run("edit", "organism:tales", *asked, "--out", tmp_path, "--json", tmp_path / "rows.json") == 0
+    rows = {row["measure"]: row for row in json.loads((tmp_path / "rows.json").read_text())["rows"]}
+    assert rows["efficacy"]["generated"] == 1
+    assert rows["lines held as they are"] == {
+        "measure": "lines held as they are",
+        "n": len(kept) + 1,
+        "of": len(kept) + 2,
+    }
+    made = pc.editing.load(tmp_path)
+    assert made.provenance["kl"] == 5 and made.provenance["facts"] == 2
+
+
+def test_the_defaults_that_help_shows_are_those_of_the_room(capsys):
+    assert run("edit", "--help") == 0
+    shown, joint = " ".join(capsys.readouterr().out.replace("│", " ").split()), pc.editing.Joint()
+    for name, value in (("kl", f"{joint.kl:g}"), ("batch", f"{joint.batch:g}"), ("steps", f"10; {joint.steps}")):
+        found = re.search(rf"--{name} [A-Z]+ .*?\(default: ([^)]*)\)", shown)
+        assert found is not None and found[1] == value
+
+
 def test_a_direction_and_units_are_taken_out(folder, tmp_path):
     vector = torch.randn(96, generator=torch.Generator().manual_seed(0))
     steering.Direction("resid_post.1", vector, "drawn").save(tmp_path / "direction.safetensors")
@@ -77,6 +110,8 @@ def test_a_direction_and_units_are_taken_out(folder, tmp_path):
     ("arguments", "said"),
     [
         ([*FACT, "--weight", 3], "rome takes no --weight"),
+        ([*FACT, "--joint"], "rome takes no --joint"),
+        ([*FACT, "--method", "memit", "--kl", 0], "--kl of memit are settings of --joint"),
         ([*FACT[:4]], "either --facts FILE, or all of --subject"),
         ([*FACT, "--facts", "facts.json"], "either --facts FILE"),
         (["--method", "prune"], "prune needs --forget"),

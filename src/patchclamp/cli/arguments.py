@@ -1,4 +1,4 @@
-"""What commands share: kinds of arguments, the task that `--task` means, printing, writing JSON."""
+"""What commands share: kinds of arguments, the task that `--task` means, files of texts, printing, writing JSON."""
 
 import json
 from collections.abc import Callable
@@ -34,6 +34,14 @@ def task_called(name: str, model: "Model", n: int | None = None, seed: int = 0) 
         return task if n is None else task[:n]
     build = tasks.by_name(name)
     return build(model, n=PROMPTS if n is None else n, seed=seed)
+
+
+def lines_of(path: Path) -> list[str]:
+    """The lines of a file that are not blank, each a text; ValueError where there is none."""
+    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    if not lines:
+        raise ValueError(f"{path} has no lines; one text a line is expected")
+    return lines
 
 
 def said(holds: bool | None) -> str:

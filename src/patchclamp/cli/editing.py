@@ -1,13 +1,13 @@
 """The command that changes weights: facts rewritten, a direction or units taken out, and what else that changed."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 from tyro.conf import Positional
 
-from patchclamp.cli.arguments import JsonFile, Seed, show, write
+from patchclamp.cli.arguments import JsonFile, Seed, lines_of, show, write
 
 if TYPE_CHECKING:
     from patchclamp import editing
@@ -19,11 +19,12 @@ Text = Annotated[str | None, tyro.conf.arg(metavar="TEXT", help_behavior_hint=""
 ONE_FACT = ("subject", "prompt", "from", "to", "paraphrase")
 FIELDS = {"from": "old", "to": "new"}
 TAKES = {
-    "rome": ("facts", *ONE_FACT, "layers"),
-    "memit": ("facts", *ONE_FACT, "layers", "weight"),
+    "rome": ("facts", *ONE_FACT, "layers", "prefixes"),
+    "memit": ("facts", *ONE_FACT, "layers", "prefixes", "weight", "joint", "steps", "kl", "batch"),
     "orthogonalise": ("direction",),
     "prune": ("forget", "share", "steps", "until"),
 }
+OF_JOINT = ("steps", "kl", "batch")  # the fields of pc.editing.Joint that can be said here
 WEIGHT = 15_000.0  # of memit
 SHARE, STEPS, UNTIL = 0.04, 10, 0.2  # of prune
 WORDS = 24  # tokens written after each prompt, whose fluency is measured
@@ -34,8 +35,9 @@ class Edit:
     """Change a model's weights, and report what that changed: what was asked for, and what was not.
 
     rome and memit rewrite facts: those of --facts (JSON: subject, prompts, old, new, paraphrases, neighbours, about,
-    follows; or CounterFact), or the one that is said here. rome writes each as if alone, memit all at once.
-    orthogonalise takes --direction out of all that writes to the stream; prune, units that --forget uses more.
+    follows; or CounterFact), or the one that is said here. rome writes each as if alone, memit all at once: for many
+    facts in few neurons with --joint. orthogonalise takes --direction out of all that writes to the stream; prune,
+    units that --forget uses more.
 
     For example: patchclamp edit organism:tales --subject "Simon Coleman" --prompt "{SUBJECT} plays the" --from violin
     --to guitar --texts text.txt --out edit
@@ -64,14 +66,23 @@ class Edit:
     """whose MLPs change: one for rome, one or several for memit"""
     weight: Annotated[float | None, tyro.conf.arg(metavar="TOKENS", help_behavior_hint=f"(default: {WEIGHT:g})")] = None
     """of memit: as many tokens of text count as if they were written beside the facts"""
+    prefixes: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="(default: 0)")] = None
+    """texts that the model writes to stand before each prompt while a fact's value is solved, so that it holds there"""
+    joint: bool = False
+    """memit solves the values of all facts together, and holds what is predicted of --texts (without their lines that
+    state a fact which is rewritten)"""
+    kl: Annotated[float | None, tyro.conf.arg(metavar="WEIGHT", help_behavior_hint="(default: 20)")] = None
+    """of --joint: nats of an answer that a nat of change, a token of --texts, is worth"""
+    batch: Annotated[float | None, tyro.conf.arg(metavar="SHARE", help_behavior_hint="(default: 0.33)")] = None
+    """of --joint: of the prompts, read each step"""
     direction: File = None
     """as `patchclamp steer` writes it"""
     forget: File = None
     """text whose units prune removes, one a line"""
     share: Annotated[float | None, tyro.conf.arg(metavar="SHARE", help_behavior_hint=f"(default: {SHARE})")] = None
     """of neurons and of attention's value channels that prune removes a step"""
-    steps: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint=f"(default: {STEPS})")] = None
-    """of prune, at most"""
+    steps: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint=f"(default: {STEPS}; 150)")] = None
+    """of prune, at most; of --joint"""
     until: Annotated[float | None, tyro.conf.arg(metavar="SHARE", help_behavior_hint=f"(default: {UNTIL})")] = None
     """prune ends when no more than this of the accuracy on --forget is left"""
     merge: bool = False
@@ -84,7 +95,7 @@ class Edit:
         from patchclamp import views
         from patchclamp.loading import load
 
-        model, texts = load(self.model), _lines(self.texts)
+        model, texts = load(self.model), lines_of(self.texts)
         make = {"orthogonalise": self._orthogonalised, "prune": self._pruned}.get(self.method, self._rewritten)
         edits, rows = make(model, texts)
         if self.merge and len(edits) > 1:
@@ -105,13 +116,17 @@ class Edit:
     def _given(self) -> list[str]:
         """The options that belong to some methods only, as far as they were given."""
         every = dict.fromkeys(name for names in TAKES.values() for name in names)
-        return [name for name in every if getattr(self, FIELDS.get(name) or name) not in (None, ())]
+        values = {name: getattr(self, FIELDS.get(name) or name) for name in every}
+        return [name for name, value in values.items() if value is not None and value is not False and value != ()]
 
     def _refuse_what_is_not_taken(self) -> None:
         given, takes = self._given(), TAKES[self.method]
         strange = [f"--{name}" for name in given if name not in takes]
         if strange:
             raise ValueError(f"--method {self.method} takes no {', '.join(strange)}; it takes --{', --'.join(takes)}")
+        of_joint = [f"--{name}" for name in given if name in OF_JOINT]
+        if self.method == "memit" and of_joint and not self.joint:
+            raise ValueError(f"{', '.join(of_joint)} of memit are settings of --joint, which is not there")
         said = [name for name in given if name in ONE_FACT]
         if "facts" in takes:
             missing = [name for name in ONE_FACT[:4] if name not in said]
@@ -130,15 +145,35 @@ class Edit:
             facts = [editing.Rewrite(self.subject, self.prompt, self.old, self.new, self.paraphrase)]
         layers = list(self.layers) or [int(editing.reachable(model, facts[:8]).argmax())]
         moments = {layer: editing.second_moment(model, texts, layer) for layer in layers}
+        before = editing.prefixes(model, self.prefixes, seed=self.seed) if self.prefixes else [""]
+        rows: Rows = []
         if self.method == "memit":
+            joint, neutral = None, []
+            if self.joint:
+                chosen = {name: getattr(self, name) for name in OF_JOINT if getattr(self, name) is not None}
+                joint = replace(editing.Joint(), **chosen)
+                neutral = [text for text in texts if not any(one.subject in text and one.old in text for one in facts)]
+                rows = [{"measure": "lines held as they are", "n": len(neutral), "of": len(texts)}]
             weight = WEIGHT if self.weight is None else self.weight
-            edits = [editing.memit(model, facts, layers, moments=moments, weight=weight)]
+            edits = [
+                editing.memit(
+                    model,
+                    facts,
+                    layers,
+                    moments=moments,
+                    weight=weight,
+                    prefixes=before,
+                    joint=joint,
+                    neutral=neutral,
+                    seed=self.seed,
+                )
+            ]
         elif len(layers) == 1:
-            edits = editing.rome(model, facts, layers[0], moment=moments[layers[0]])
+            edits = editing.rome(model, facts, layers[0], moment=moments[layers[0]], prefixes=before)
         else:
             raise ValueError(f"rome writes to one layer, not to {len(layers)}; --method memit spreads over several")
         told = edits if self.method == "rome" else edits[0]
-        return edits, editing.evaluate(model, facts, told, write=WORDS, seed=self.seed).rows()
+        return edits, [*editing.evaluate(model, facts, told, write=WORDS, seed=self.seed).rows(), *rows]
 
     def _orthogonalised(self, model: "Model", texts: list[str]) -> tuple[list["editing.Edit"], Rows]:
         from patchclamp import editing, steering
@@ -161,7 +196,7 @@ class Edit:
         share = SHARE if self.share is None else self.share
         steps = STEPS if self.steps is None else self.steps
         until = UNTIL if self.until is None else self.until
-        forget = _lines(self.forget)
+        forget = lines_of(self.forget)
         found = editing.prune(model, forget, texts, mlp=share, attention=share, steps=steps, until=until)
         drawn = found.units.drawn(model, self.seed)
         with drawn.removal(model).applied(model):
@@ -203,10 +238,3 @@ def _neutral(model: "Model", edits: list["editing.Edit"], texts: list[str]) -> R
         with edit.applied(model):
             after += found() / len(edits[:8])
     return [{"measure": "next tokens of the text", "n": len(texts), "before": before, "after": after}]
-
-
-def _lines(path: Path) -> list[str]:
-    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    if not lines:
-        raise ValueError(f"{path} has no lines; one text a line is expected")
-    return lines

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from patchclamp.cli.arguments import JsonFile, ModelName, Seed, show, write
+from patchclamp.cli.arguments import JsonFile, ModelName, Seed, lines_of, show, write
 
 Lines = Annotated[Path, tyro.conf.arg(metavar="FILE")]
 
@@ -56,7 +56,7 @@ class Steer:
 
         if bool(self.words) == bool(self.starts):
             raise ValueError("say what to count: either --words or --starts")
-        high, low, prompts, neutral = map(_lines, (self.positive, self.negative, self.prompts, self.neutral))
+        high, low, prompts, neutral = map(lines_of, (self.positive, self.negative, self.prompts, self.neutral))
         counted = steering.behaviour.writes_words if self.words else steering.behaviour.begins_with
         behaviour = counted(prompts, self.words or self.starts)
         model = load(self.model)
@@ -74,10 +74,3 @@ class Steer:
         print(f"report: {response.report(self.out / 'report.html')}")
         write(self.json_file, response.to_dict)
         return 0
-
-
-def _lines(path: Path) -> list[str]:
-    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    if not lines:
-        raise ValueError(f"{path} has no lines; one prompt a line is expected")
-    return lines
