@@ -7,8 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import patchclamp as pc
-from patchclamp.steering import DirectionError, fields
-from patchclamp.steering.fields import Field
+from patchclamp.steering import Direction, DirectionError, fields, random
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +28,7 @@ def test_the_difference_is_that_of_the_means_at_every_place(model):
     high, low = grids() + 1, grids(seed=1)
     delta = fields.difference(model, high, low, site="module:1", batch=3)
     means = [model.run(x, record="module:1")["module:1"].mean(0) for x in (high, low)]
-    assert torch.allclose(delta.values, means[0] - means[1], atol=1e-6)
+    assert torch.allclose(delta.vector, means[0] - means[1], atol=1e-6)
     assert delta.space == (8, 8) and delta.provenance["positive"] == 10
 
 
@@ -38,7 +37,7 @@ def test_adding_it_is_adding_it(model):
     x, hidden = grids(4, seed=2), nn.Sequential(*list(model.hf)[:2])
     for some in (delta, delta.dropped()):
         steered = model.run(x, do=[some.add(0.5)]).output
-        assert torch.allclose(steered, model.hf[2](hidden(x) + 0.5 * some.values), atol=1e-6)
+        assert torch.allclose(steered, model.hf[2](hidden(x) + 0.5 * some.vector), atol=1e-6)
     assert torch.equal(model.run(x, do=[delta.add(0.0)]).output, model.run(x).output)
     other = grids(4, side=12, seed=2)
     assert model.run(other, do=[delta.dropped().add()]).output.shape == (4, 1, 12, 12)
@@ -57,38 +56,77 @@ def test_a_dropped_field_goes_with_the_grid_and_another_does_not(model):
 
 @given(st.integers(1, 12), st.integers(1, 12))
 def test_cropping_keeps_the_middle_and_pads_with_nothing(y, x):
-    whole = Field("module:0", torch.arange(1.0, 73.0).view(2, 6, 6))
+    whole = Direction("module:0", torch.arange(1.0, 73.0).view(2, 6, 6))
     cut = whole.cropped((y, x))
     assert cut.space == (y, x)
     if y >= 6 and x >= 6:
-        assert torch.equal(cut.cropped((6, 6)).values, whole.values)
-        assert cut.values.sum() == whole.values.sum()
+        assert torch.equal(cut.cropped((6, 6)).vector, whole.vector)
+        assert cut.vector.sum() == whole.vector.sum()
     else:
-        assert set(cut.values.flatten().tolist()) <= {0.0, *whole.values.flatten().tolist()}
+        assert set(cut.vector.flatten().tolist()) <= {0.0, *whole.vector.flatten().tolist()}
 
 
 def test_sizes_are_those_at_a_place(model):
-    one = Field("module:0", torch.tensor([3.0, 4.0]).view(2, 1, 1))
-    assert one.size == 5 and one.resized((4, 4)).size == pytest.approx(5)
-    assert one.rescaled(2.0).size == pytest.approx(2.0)
-    control = fields.random(one.resized((4, 4)), seed=1)
-    again = fields.random(one.resized((4, 4)), seed=1)
-    assert control.size == pytest.approx(5) and torch.equal(control.values, again.values)
-    flat = Field("module:0", torch.ones(3, 5, 4)).resized((10, 8))
-    assert torch.allclose(flat.values, torch.ones(3, 10, 8))
+    one = Direction("module:0", torch.tensor([3.0, 4.0]).view(2, 1, 1))
+    assert one.norm == 5 and one.resized((4, 4)).norm == pytest.approx(5)
+    assert one.rescaled(2.0).norm == pytest.approx(2.0)
+    control = random(one.resized((4, 4)), seed=1)
+    again = random(one.resized((4, 4)), seed=1)
+    assert control.norm == pytest.approx(5) and torch.equal(control.vector, again.vector)
+    flat = Direction("module:0", torch.ones(3, 5, 4)).resized((10, 8))
+    assert torch.allclose(flat.vector, torch.ones(3, 10, 8))
+
+
+def test_arithmetic_goes_over_a_grid_and_over_no_other(model):
+    delta = fields.difference(model, grids() + 1, grids(), site="module:1")
+    assert torch.allclose((delta + 2 * delta - delta).vector, 2 * delta.vector, atol=1e-6)
+    assert (delta - delta.dropped()).dropped().norm < 1e-6
+    assert delta.without(delta).norm < 1e-6 and delta.cosine(-1 * delta) == pytest.approx(-1)
+    assert abs(delta.dropped().without(delta).cosine(delta)) < 1e-5
+    with pytest.raises(DirectionError, match=r"has the grid \[8, 8\], module:1 \[4, 4\]"):
+        delta + delta.resized((4, 4))
+    with pytest.raises(DirectionError, match=r"has the grid \[8, 8\], module:1 \[\]"):
+        delta - Direction("module:1", torch.ones(5))
+
+
+@given(st.sampled_from([(), (1,), (4,), (1, 1), (3, 4), (1, 4)]), st.integers(0, 99))
+def test_what_is_along_a_direction_can_be_read_held_and_taken_out(space, seed):
+    """The same of a vector over tokens, of one at all places and of patterns in space."""
+    generator = torch.Generator().manual_seed(seed)
+    identity = pc.wrap(nn.Sequential(nn.Identity()))
+    d = Direction("module:0", torch.randn(5, *space, generator=generator))
+    x = torch.randn(2, *((7, 5) if not space else (5, *(3, 4)[-len(space) :])), generator=generator)
+    left = x.shape[:-1] if not space else (2, *(b for a, b in zip(space, x.shape[2:], strict=True) if a == 1))
+    assert d.project(x).shape == left
+    added, held, without = (identity.run(x, do=[do]).output for do in (d.add(2.0), d.clamp(3.0), d.ablate()))
+    assert torch.allclose(d.project(added) - d.project(x), torch.tensor(2 * d.norm), atol=1e-4)
+    assert torch.allclose(d.project(held), torch.tensor(3.0), atol=1e-4)
+    assert torch.allclose(d.project(without), torch.tensor(0.0), atol=1e-4)
+    assert torch.allclose(held - without, 3.0 * (d.unit().vector + torch.zeros_like(x)), atol=1e-4)
+
+
+def test_saved_and_loaded_it_is_the_same(model, tmp_path):
+    delta = fields.difference(model, grids() + 1, grids(), site="module:1")
+    back = pc.steering.load(delta.save(tmp_path / "delta.safetensors"))
+    assert torch.equal(back.vector, delta.vector)
+    assert (back.site, back.fit, back.provenance) == (delta.site, delta.fit, delta.provenance)
 
 
 def test_what_cannot_be_is_refused(model):
     with pytest.raises(DirectionError, match="fewer than 8"):
         fields.difference(model, grids(7), grids(), site="module:1")
-    with pytest.raises(DirectionError, match="steer with a Direction"):
-        Field("module:0", torch.ones(4))
+    with pytest.raises(DirectionError, match="has no space"):
+        Direction("module:0", torch.ones(4)).dropped()
+    with pytest.raises(DirectionError, match=r"resid_post.1 is one vector \[d\], not \[2, 3\]"):
+        Direction("resid_post.1", torch.ones(2, 3))
     with pytest.raises(DirectionError, match="points nowhere"):
-        Field("module:0", torch.zeros(2, 3, 3)).rescaled(1.0)
+        Direction("module:0", torch.zeros(2, 3, 3)).rescaled(1.0)
     with pytest.raises(DirectionError, match="cannot become"):
-        Field("module:0", torch.ones(2, 3, 3)).cropped((4,))
-    with pytest.raises(DirectionError, match=r"and the field is \[batch, 3"):
-        model.run(grids(), do=[Field("module:1", torch.ones(3, 1, 1)).add()])
+        Direction("module:0", torch.ones(2, 3, 3)).cropped((4,))
+    with pytest.raises(DirectionError, match=r"the direction is for \[batch, 3"):
+        model.run(grids(), do=[Direction("module:1", torch.ones(3, 1, 1)).add()])
+    with pytest.raises(DirectionError, match=r"on the grid \[4, 4\]: resized"):
+        model.run(grids(), do=[Direction("module:1", torch.ones(5, 4, 4)).ablate()])
     flat = pc.wrap(nn.Sequential(nn.Flatten(), nn.Linear(32, 4)))
     with pytest.raises(DirectionError, match=r"not \[batch, feature, \.\.\.space\]"):
         fields.difference(flat, grids(side=4), grids(side=4), site="module:1")

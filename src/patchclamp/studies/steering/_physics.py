@@ -15,8 +15,7 @@ from patchclamp.model import Model
 from patchclamp.organisms.networks import Emulator
 from patchclamp.organisms.physics import measures, simulate
 from patchclamp.organisms.physics.emulator import CONTEXT, rollout
-from patchclamp.steering import fields
-from patchclamp.steering.fields import Field
+from patchclamp.steering import Direction, fields, random
 from patchclamp.studies.lab import Lab
 
 LOW, MIDDLE, HIGH = 0.005, 0.012, 0.03
@@ -126,7 +125,7 @@ VORTICES = Feature("vortices", simulate.VORTICITY, aligned, swirl, 0.0, 0.5, LON
 class Chosen:
     """A field and a strength, chosen on other files than those that judge."""
 
-    delta: Field
+    delta: Direction
     strength: float
 
 
@@ -150,13 +149,13 @@ def files(lab: Lab, feature: Feature, level: float, part: int) -> Tensor:
     return feature.starts(count, 100 * lab.seed + 10 * part + (level == feature.high), level)
 
 
-def fitted(lab: Lab, feature: Feature, site: str) -> Field:
+def fitted(lab: Lab, feature: Feature, site: str) -> Direction:
     """The mean activation where there is most of the feature less that where there is least."""
     high, low = (files(lab, feature, level, 0) for level in feature.contrast)
     return pooled(feature, fields.difference(emulator(lab), high, low, site=site))
 
 
-def pooled(feature: Feature, delta: Field) -> Field:
+def pooled(feature: Feature, delta: Direction) -> Direction:
     """Without space, where the feature is nowhere in particular."""
     return delta if feature.spatial else delta.dropped()
 
@@ -170,12 +169,12 @@ def choice(lab: Lab, feature: Feature) -> Chosen:
     ends = [float(feature.measured(model, frames).mean()) for frames in (low, high)]
     gap = ends[1] - ends[0]
 
-    def steered(frames: Tensor, field: Field, strength: float) -> float:
+    def steered(frames: Tensor, field: Direction, strength: float) -> float:
         return float(feature.measured(model, frames, [field.add(strength)]).mean())
 
     def miss(tried: Chosen) -> float:
         up, down = steered(low, tried.delta, tried.strength), steered(high, tried.delta, -tried.strength)
-        others = [fields.random(tried.delta, seed=1000 * lab.seed + 500 + seed) for seed in range(TRIED)]
+        others = [random(tried.delta, seed=1000 * lab.seed + 500 + seed) for seed in range(TRIED)]
         beside = [abs(steered(low, other, tried.strength) - ends[0]) / abs(gap) for other in others]
         return abs(up - ends[1]) / abs(gap) + abs(down - ends[0]) / abs(gap) + sum(beside) / TRIED
 
@@ -184,12 +183,12 @@ def choice(lab: Lab, feature: Feature) -> Chosen:
     return min(lab.progress(tried, f"choosing for the {feature.name}"), key=miss)
 
 
-def controls(lab: Lab, delta: Field) -> list[Field]:
+def controls(lab: Lab, delta: Direction) -> list[Direction]:
     """Random fields of the same size, others than the choice has seen."""
-    return [fields.random(delta, seed=1000 * lab.seed + seed) for seed in range(DRAWN)]
+    return [random(delta, seed=1000 * lab.seed + seed) for seed in range(DRAWN)]
 
 
-def shuffled(lab: Lab, feature: Feature, delta: Field) -> Field:
+def shuffled(lab: Lab, feature: Feature, delta: Direction) -> Direction:
     """What the same fit makes of the same runs under labels that say nothing, brought to the same size.
 
     Either side gets half of both regimes: labels dealt quite at random leave a little more of one on one side, and that
@@ -198,7 +197,7 @@ def shuffled(lab: Lab, feature: Feature, delta: Field) -> Field:
     halves = zip(*(files(lab, feature, level, 0).chunk(2) for level in feature.contrast), strict=True)
     first, second = (torch.cat(half) for half in halves)
     mixed = fields.difference(emulator(lab), first, second, site=delta.site)
-    return pooled(feature, mixed).rescaled(delta.size)
+    return pooled(feature, mixed).rescaled(delta.norm)
 
 
 def gaps(lab: Lab, feature: Feature, sign: int) -> tuple[Tensor, Tensor]:
@@ -209,7 +208,7 @@ def gaps(lab: Lab, feature: Feature, sign: int) -> tuple[Tensor, Tensor]:
     ends = [feature.measured(model, some) for some in (low, high)]
     start, gap = ends[sign < 0], ends[1].mean() - ends[0].mean()
 
-    def part(field: Field) -> Tensor:
+    def part(field: Direction) -> Tensor:
         return (feature.measured(model, frames, [field.add(sign * chosen.strength)]) - start) / (sign * gap)
 
     others = [*controls(lab, chosen.delta), shuffled(lab, feature, chosen.delta)]

@@ -19,8 +19,7 @@ from patchclamp import views
 from patchclamp.interventions import Intervention
 from patchclamp.model import Model
 from patchclamp.organisms.physics import measures, simulate
-from patchclamp.steering import fields
-from patchclamp.steering.fields import Field
+from patchclamp.steering import Direction, random
 from patchclamp.studies.lab import Lab
 from patchclamp.studies.measured import Measured
 from patchclamp.studies.steering import _physics as physics
@@ -264,10 +263,10 @@ def _labs(lab: Lab) -> list[Lab]:
     return [lab, *(replace(lab, seed=lab.seed + 1000 * more, shared={}) for more in range(1, 3 if lab.full else 1))]
 
 
-def _noise(lab: Lab, frames: Tensor) -> Field:
+def _noise(lab: Lab, frames: Tensor) -> Direction:
     site = physics.sites(lab)[0]
     shape = physics.emulator(lab).run(frames, record=site, stop=True)[site].shape[1:]
-    return fields.random(Field(site, torch.ones(shape)), seed=lab.seed).rescaled(2.0)
+    return random(Direction(site, torch.ones(shape)), seed=lab.seed).rescaled(2.0)
 
 
 def _part(lab: Lab, feature: Feature, sign: int) -> Measured:
@@ -285,7 +284,7 @@ def _responses(lab: Lab) -> tuple[Tensor, Tensor]:
         physics.files(lab, DIFFUSION, physics.MIDDLE, 3),
     )
 
-    def response(field: Field) -> Tensor:
+    def response(field: Direction) -> Tensor:
         found = torch.stack([DIFFUSION.measured(model, frames, [field.add(dose)]) for dose in DOSES], 1)
         return torch.tensor([_rank_correlation(row, torch.tensor(DOSES)) for row in found])
 
@@ -302,7 +301,7 @@ def _risen(lab: Lab, feature: Feature) -> tuple[Tensor, Tensor]:
     model, chosen = physics.emulator(lab), lab.once(physics.choice, DIFFUSION)
     frames = physics.files(lab, feature, physics.MIDDLE, 2)
 
-    def right(field: Field) -> Tensor:
+    def right(field: Direction) -> Tensor:
         up, down = (feature.measured(model, frames, [field.add(sign * chosen.strength)]) for sign in (1, -1))
         return up > down
 
