@@ -30,15 +30,28 @@ class Investigate:
     """folder for the report"""
     n: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="(default: 128, or the whole file)")] = None
     """number of prompts"""
+    dictionary: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
+    """a sparse dictionary whose latents are looked at; without it one is learned"""
+    site: Annotated[str | None, tyro.conf.arg(metavar="SITE")] = None
+    """the site that the dictionary reads, such as resid_post.2"""
+    texts: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """text to learn the dictionary from, a document a line; without it the model writes its own"""
     seed: Seed = 0
     json_file: JsonFile = None
 
     def run(self) -> int:
-        from patchclamp import investigate
+        from patchclamp import dictionaries, investigate
         from patchclamp.loading import load
 
+        if (self.dictionary is None) != (self.site is None):
+            raise ValueError("--dictionary and --site go together: which dictionary, and what it reads")
         model = load(self.model)
-        found = investigate.run(model, task_called(self.task, model, self.n, self.seed), out=self.out, seed=self.seed)
+        task = task_called(self.task, model, self.n, self.seed)
+        latents = None
+        if self.dictionary is not None and self.site is not None:
+            latents = dictionaries.load(self.dictionary).as_site(self.site)
+        texts = () if self.texts is None else self.texts.read_text(encoding="utf-8").splitlines()
+        found = investigate.run(model, task, latents=latents, texts=texts, out=self.out, seed=self.seed)
         show(found.summary())
         print(f"report: {self.out / 'report.html'}")
         write(self.json_file, found.to_dict)

@@ -5,18 +5,20 @@
 
 Certificate, behaviour, exact patching over layers, positions and heads beside its linear approximation, direct
 effects, the heads that the behaviour needs beside random heads, the circuit that it runs along beside random circuits,
-and a direction that flips it beside random directions. Heads, circuit and direction are chosen on half of the prompts
-and judged on the other half.
+a direction that flips it beside random directions, and the latents of a sparse dictionary that carry it beside those of
+an untrained one. All are chosen on half of the prompts and judged on the other half.
 """
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from patchclamp import patching
-from patchclamp.investigate import circuit, direction, heads
+from patchclamp.dictionaries.latents import Latents
+from patchclamp.investigate import circuit, direction, features, heads
 from patchclamp.investigate.result import Investigation, Tables
 from patchclamp.model import Model
 from patchclamp.tasks import Task
@@ -28,8 +30,19 @@ class CannotDo(ValueError):
     """The model does not do the task, so that there is nothing to explain."""
 
 
-def run(model: Model, task: Task, *, out: str | Path | None = None, seed: int = 0) -> Investigation:
+def run(
+    model: Model,
+    task: Task,
+    *,
+    latents: Latents | None = None,
+    texts: Sequence[str] = (),
+    out: str | Path | None = None,
+    seed: int = 0,
+) -> Investigation:
     """Investigate how `model` does `task`; with `out`, write `report.html` and `results.json` there.
+
+    `latents` are those of a dictionary (`dictionary.as_site("resid_post.2")`). Without them one is learned where the
+    direction is found, from `texts`, or from what the model itself writes.
 
     Raises CannotDo where the model is not right on the task more often than chance, or the corruption changes nothing.
     """
@@ -66,6 +79,7 @@ def run(model: Model, task: Task, *, out: str | Path | None = None, seed: int = 
     named = heads.find(model, choose, judge, tables.heads, seed=seed) if tables.heads is not None else None
     edges = circuit.find(model, choose, judge, seed=seed)
     flip = direction.find(model, choose, judge, seed=seed)
+    carriers = features.find(model, choose, judge, flip.site, latents=latents, texts=texts, seed=seed)
     found = Investigation(
         model=model.name,
         task=task.name,
@@ -77,6 +91,7 @@ def run(model: Model, task: Task, *, out: str | Path | None = None, seed: int = 
         heads=named,
         circuit=edges,
         flip=flip,
+        features=carriers,
         patterns=_patterns(model, judge, named) if named is not None else None,
         example=task.clean_text[0] if task.clean_text else str(task.clean[0].tolist()),
         seconds=time.monotonic() - began,

@@ -15,6 +15,7 @@ import xarray as xr
 from torch import Tensor
 
 from patchclamp import metrics
+from patchclamp.intervals import wilson
 from patchclamp.interventions import Intervention, ablate, patch
 from patchclamp.model import Model
 from patchclamp.recording import Recording
@@ -49,8 +50,7 @@ class Ablation:
     @property
     def reaches(self) -> float:
         """The lower end of accuracy's 95 % interval over the prompts (Wilson): what chance is compared with."""
-        z, n, p = 1.96, self.prompts, self.accuracy
-        return (p + z * z / (2 * n) - z * (p * (1 - p) / n + z * z / (4 * n * n)) ** 0.5) / (1 + z * z / n)
+        return wilson(self.accuracy, self.prompts)[0]
 
     @property
     def holds(self) -> bool:

@@ -5,6 +5,7 @@ import xarray as xr
 
 from patchclamp import views
 from patchclamp.investigate.circuit import DRAWN, Evidence
+from patchclamp.investigate.features import SIZES, Features
 from patchclamp.investigate.result import Investigation
 from patchclamp.views import Details, Paragraph, Plot, Report, Section, Table, Verdict
 
@@ -25,11 +26,11 @@ def page(found: Investigation) -> Report:
         sections.append(_attention(found))
     if found.tables.direct is not None:
         sections.append(_direct(found))
-    sections += [_circuit(found), _flip(found), _certificate(found)]
+    sections += [_circuit(found), _flip(found), _features(found), _certificate(found)]
     certificate = found.certificate
     return Report(
         title=f"How {found.model} does {found.task}",
-        subtitle="Exact patching, the heads that it needs, its circuit, and a direction that flips it",
+        subtitle="Exact patching, the heads that it needs, its circuit, a direction that flips it, and its features",
         facts={
             "model": f"{found.model} ({certificate.architecture})",
             "task": f"{found.task}, {found.prompts} prompts",
@@ -272,6 +273,42 @@ def _flip(found: Investigation) -> Section:
         "A direction that flips it",
         (Paragraph(text), Plot(figure, alt="Dose and response of the direction, beside random directions")),
     )
+
+
+def _features(found: Investigation) -> Section:
+    heading, few = "What is represented there", found.features
+    if not isinstance(few, Features):
+        return Section(heading, (Paragraph(f"No features were looked for: {few}."),))
+    random = np.array(few.random)
+    figure = views.lines(
+        list(SIZES),
+        {"its latents": list(few.carried), "an untrained dictionary's": list(few.untrained)},
+        control=random.mean(1).tolist(),
+        control_interval=np.stack([random.min(1), random.max(1)], axis=1).tolist(),
+        title="share of the answer that latents bring back",
+        x_title="latents patched together",
+        y_title="share brought back",
+        control_label="random active latents",
+    )
+    parts: list = [
+        Paragraph(
+            f"Latents of a sparse dictionary at `{few.site}` ({few.width} latents; {few.source}; it leaves "
+            f"{few.unexplained:.1%} of the variance on these prompts unexplained). Gradients on half of the prompts "
+            "say which carry what differs between clean and corrupted prompts; on the other half these are patched "
+            "into corrupted runs, exactly: 1 is the clean logit difference. All latents together bring back "
+            f"{few.every:.2f}; the rest is in what the dictionary does not explain."
+        ),
+        Plot(figure, alt="What latents bring back of the answer by their number, beside two controls"),
+        Table(few.rows(), "the named latents, the strongest first"),
+    ]
+    if few.cards is not None:
+        contexts = [
+            {"latent": card.latent, "value": max(context.values), "text": str(context).replace("\n", "↵")}
+            for card in few.cards
+            for context in card.examples["top"][:3]
+        ]
+        parts.append(Details("where they fire", (Table(contexts, "the strongest contexts of each, in text"),)))
+    return Section(heading, tuple(parts))
 
 
 def _certificate(found: Investigation) -> Section:

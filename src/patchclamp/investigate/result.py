@@ -12,6 +12,7 @@ import xarray as xr
 from patchclamp.certificate import Certificate
 from patchclamp.investigate.circuit import Evidence
 from patchclamp.investigate.direction import Flip
+from patchclamp.investigate.features import Features
 from patchclamp.investigate.heads import CHANCE, Heads
 from patchclamp.tasks import Baseline
 
@@ -43,7 +44,7 @@ class Finding:
 
 @dataclass(frozen=True, eq=False)
 class Investigation:
-    """All that `investigate.run` found; `circuit` says why where there is none."""
+    """All that `investigate.run` found; `circuit` and `features` say why where there are none."""
 
     model: str
     task: str
@@ -55,6 +56,7 @@ class Investigation:
     heads: Heads | None
     circuit: Evidence | str
     flip: Flip
+    features: Features | str
     patterns: dict[str, Any] | None
     example: str
     seconds: float
@@ -101,6 +103,19 @@ class Investigation:
                 self.flip.holds,
             )
         )
+        if isinstance(self.features, Features):
+            few = self.features
+            found.append(
+                Finding(
+                    f"{_count(few.named, 'latent')} of {few.width} at {few.site}, patched from clean runs, bring the "
+                    "answer back",
+                    few.measured,
+                    few.controls[0],
+                    "as many latents of an untrained dictionary",
+                    (min(few.controls), max(few.controls)),
+                    few.holds,
+                )
+            )
         return tuple(found)
 
     @property
@@ -133,6 +148,7 @@ class Investigation:
             f"The mean difference at `{self.flip.site}`, position {self.flip.position}, {verb} {self.flip.at_one:.0%} "
             f"of held-out prompts; random directions of its norm flip {mean_random:.0%}."
         )
+        said.append(_features(self.features))
         return tuple(said)
 
     def summary(self) -> Any:
@@ -184,6 +200,7 @@ class Investigation:
                 "random_flipped": flip.random_flipped,
                 "holds": flip.holds,
             },
+            "features": self.features.to_dict() if isinstance(self.features, Features) else {"none": self.features},
             "correlation_of_attribution_with_exact": self.correlations,
             "attention": None if self.patterns is None else self.patterns["to_roles"],
             "tables": {
@@ -228,6 +245,19 @@ def _circuit(found: "Evidence | str") -> str:
     return (
         f"{found.circuit.size} of {found.circuit.graph.size} edges, run alone, keep this share of the logit "
         f"difference: {measured}."
+    )
+
+
+def _features(found: "Features | str") -> str:
+    """What the named latents bring back, beside the controls, in a sentence."""
+    if isinstance(found, str):
+        return f"No features were looked for: {found}."
+    untrained, random = found.controls
+    return (
+        f"{_count(found.named, 'latent')} of {found.width} at `{found.site}`, patched from clean into corrupted runs, "
+        f"bring back {found.measured:.0%} of the answer (95 % interval {found.interval[0]:.0%} to "
+        f"{found.interval[1]:.0%}; all latents {found.every:.0%}); as many of an untrained dictionary {untrained:.0%}, "
+        f"random active ones at most {random:.0%}."
     )
 
 

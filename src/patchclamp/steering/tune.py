@@ -15,8 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
+from patchclamp.intervals import bootstrap
 from patchclamp.interventions import Intervention
 from patchclamp.model import Model
 from patchclamp.steering.behaviour import Behaviour, Neutral
@@ -188,17 +187,10 @@ def tune(
         values, cost = judge.measure(model, do), text.measure(do)
         beside = tuple(float(judge.measure(model, apply(other, strength)).mean()) for other in randoms)
         rest = {other.name: float(other.measure(model, do).mean()) for other in others}
-        interval = _bootstrap(values, seed)
+        interval = bootstrap(values, seed)
         doses.append(Dose(strength, float(values.mean()), interval, beside, cost["rise"], cost["kl"], rest))
     return Response(behaviour.name, best, row["strength"], budget, tuple(doses), tuple(row for _, row in tried))
 
 
 def _values(directions: Any) -> Any:
     return directions.values() if isinstance(directions, Mapping) else directions
-
-
-def _bootstrap(values: torch.Tensor, seed: int, resamples: int = 2000) -> tuple[float, float]:
-    generator = torch.Generator().manual_seed(seed)
-    picks = torch.randint(len(values), (resamples, len(values)), generator=generator)
-    low, high = values[picks].double().mean(1).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-    return low, high

@@ -1,16 +1,14 @@
 """What one claim measured, beside what its control measured, with intervals."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-Interval = tuple[float, float]
+from patchclamp.intervals import Interval, wilson
 
 RESAMPLES = 2000
-_Z = 1.959964  # 95 %
 
 
 @dataclass(frozen=True)
@@ -98,10 +96,8 @@ def _wilson(hits: np.ndarray, seed: int) -> tuple[float, Interval]:
     hits = hits.ravel()
     if not np.isin(hits, (0.0, 1.0)).all():
         raise ValueError("share takes hits, each true or false; the mean of other numbers is Measured.mean(...)")
-    n, p = len(hits), float(hits.mean())
-    centre = (p + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
-    half = _Z / (1 + _Z**2 / n) * math.sqrt(p * (1 - p) / n + _Z**2 / (4 * n**2))
-    return p, (max(0.0, centre - half), min(1.0, centre + half))
+    share = float(hits.mean())
+    return share, wilson(share, len(hits))
 
 
 def _gap(a: Any, b: Any) -> float:

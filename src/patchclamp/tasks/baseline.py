@@ -9,8 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from patchclamp import metrics
-
-Interval = tuple[float, float]
+from patchclamp.intervals import Interval, bootstrap
 
 
 @dataclass(frozen=True)
@@ -59,20 +58,19 @@ def measure_baseline(model: Any, task: Any, *, metric: str | Callable, seed: int
     clean, corrupted = (_answer_logits(model, task, side, batch) for side in ("clean", "corrupt"))
     values, bad_values = measure(clean, task), measure(corrupted, task)
     right = metrics.accuracy(clean, task)
-    resamples = _resamples(len(task), seed)
     return Baseline(
         task=task.name,
         metric=metric if isinstance(metric, str) else getattr(metric, "__name__", "metric"),
         n=len(task),
         accuracy=float(right.mean()),
-        accuracy_interval=_interval(right, resamples),
+        accuracy_interval=bootstrap(right, seed),
         top1=float(metrics.top1(clean, task).mean()),
         corrupted_accuracy=float(metrics.accuracy(corrupted, task).mean()),
         clean=float(values.mean()),
-        clean_interval=_interval(values, resamples),
+        clean_interval=bootstrap(values, seed),
         corrupted=float(bad_values.mean()),
-        corrupted_interval=_interval(bad_values, resamples),
-        gap_interval=_interval(values - bad_values, resamples),
+        corrupted_interval=bootstrap(bad_values, seed),
+        gap_interval=bootstrap(values - bad_values, seed),
     )
 
 
@@ -84,23 +82,3 @@ def _answer_logits(model: Any, task: Any, side: str, batch: int) -> Float[Tensor
             logits = model.run(getattr(some, side), attention_mask=some.mask).logits
             parts.append(some.at_answer(logits).float().cpu())
     return torch.cat(parts)
-
-
-def _resamples(n: int, seed: int, times: int = 2000) -> Tensor:
-    return torch.randint(n, (times, n), generator=torch.Generator().manual_seed(seed))
-
-
-def _interval(values: Float[Tensor, " prompt"], resamples: Tensor) -> Interval:
-    """Percentile bootstrap. Prompts that all agree give no width, so 0/1 values get the Wilson interval's bound
-    instead.
-    """
-    values = values.cpu().double()
-    low, high = values[resamples].mean(1).quantile(torch.tensor([0.025, 0.975], dtype=torch.double)).tolist()
-    if ((values == 0) | (values == 1)).all():
-        p, n, z = float(values.mean()), len(values), 1.959964
-        centre, half = (
-            (p + z * z / (2 * n)) / (1 + z * z / n),
-            z / (1 + z * z / n) * (p * (1 - p) / n + z * z / (4 * n * n)) ** 0.5,
-        )
-        low, high = min(low, centre - half), max(high, min(1.0, centre + half))
-    return low, high
