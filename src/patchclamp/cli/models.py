@@ -49,7 +49,12 @@ class Investigate:
         task = task_called(self.task, model, self.n, self.seed)
         latents = None
         if self.dictionary is not None and self.site is not None:
-            latents = dictionaries.load(self.dictionary).as_site(self.site)
+            found = dictionaries.load(self.dictionary)
+            if not isinstance(found, dictionaries.Dictionary):
+                raise ValueError(
+                    f"{self.dictionary} holds a {type(found).__name__}, which is no dictionary of one site"
+                )
+            latents = found.as_site(self.site)
         texts = () if self.texts is None else self.texts.read_text(encoding="utf-8").splitlines()
         found = investigate.run(model, task, latents=latents, texts=texts, out=self.out, seed=self.seed)
         show(found.summary())
