@@ -21,6 +21,7 @@ HELP = [
     ["probe", "--help"],
     ["steer", "--help"],
     ["edit", "--help"],
+    ["diff", "--help"],
     ["study", "--help"],
     ["studies", "--help"],
     ["bench", "--help"],

@@ -11,6 +11,7 @@ from typing import Annotated
 import tyro
 
 from patchclamp.cli.bench import Bench
+from patchclamp.cli.diffing import Diff
 from patchclamp.cli.editing import Edit
 from patchclamp.cli.models import Doctor, Investigate
 from patchclamp.cli.organisms import Organisms
@@ -34,6 +35,7 @@ class Patchclamp:
         | Annotated[Learn, tyro.conf.subcommand("train")]
         | Probe
         | Steer
+        | Diff
         | Edit
         | Study
         | Studies

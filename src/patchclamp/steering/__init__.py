@@ -13,6 +13,8 @@ from patchclamp.steering import fields as fields
 from patchclamp.steering import subspaces as subspaces
 from patchclamp.steering.behaviour import Behaviour as Behaviour
 from patchclamp.steering.behaviour import Neutral as Neutral
+from patchclamp.steering.comparison import Comparison as Comparison
+from patchclamp.steering.comparison import compare as compare
 from patchclamp.steering.control import ControlVector as ControlVector
 from patchclamp.steering.control import Monitor as Monitor
 from patchclamp.steering.control import control_vector as control_vector

@@ -62,7 +62,12 @@ class Trace:
 
 
 def traces(
-    base: Model, tuned: Model, texts: Sequence[str], *, sites: "str | Site" = "resid_post.*", positions: int = 5
+    base: Model,
+    tuned: Model,
+    texts: Sequence[str],
+    *,
+    sites: "str | Site | Sequence[str | Site]" = "resid_post.*",
+    positions: int = 5,
 ) -> dict[str, Trace]:
     """The trace at every site, over the first `positions` tokens of each text, BOS included.
 
@@ -79,7 +84,9 @@ def traces(
     return {str(site): Trace(str(site), after[site] - before[site], norms[site]) for site in after}
 
 
-def _means(model: Model, ids: Tensor, sites: "str | Site") -> tuple[dict[Site, Tensor], dict[Site, Tensor]]:
+def _means(
+    model: Model, ids: Tensor, sites: "str | Site | Sequence[str | Site]"
+) -> tuple[dict[Site, Tensor], dict[Site, Tensor]]:
     """Mean state and mean norm by site and position."""
     found = model.sites(sites)
     sums = {site: torch.zeros((), dtype=torch.float64) for site in found}
@@ -150,13 +157,14 @@ class Readout:
     """The token ids that a trace says, likeliest first: all that whoever tells its topic gets to see.
 
     `lens`: by position, the first left out; `patchscope`: by prompt; `steered`: what the base wrote with the trace
-    added `strength` times.
+    added `strength` times, which is `texts` by opening.
     """
 
     lens: Int[Tensor, "pos k"]
     patchscope: Int[Tensor, "prompt k"]
     steered: Int[Tensor, "written"]
     strength: float
+    texts: tuple[str, ...] = ()
 
 
 def read(
@@ -188,7 +196,7 @@ def read(
     assert isinstance(written, list)
     steered = [i for ids in _ids(base, written) for i in ids]
     seen = lens(tuned, trace.vectors[1:]).topk(k).indices
-    return Readout(seen, again.topk(k).indices, torch.tensor(steered, dtype=torch.long), strength)
+    return Readout(seen, again.topk(k).indices, torch.tensor(steered, dtype=torch.long), strength, tuple(written))
 
 
 @dataclass(frozen=True, eq=False)
@@ -198,10 +206,14 @@ class Topics:
     names: tuple[str, ...]
     evidence: Float[Tensor, "topic vocab"]
 
+    def by_way(self, readout: Readout) -> dict[str, Float[Tensor, "topic"]]:
+        """The mean evidence a token for each topic, by way of reading; none of a way that said nothing."""
+        ways = {"lens": readout.lens, "patchscope": readout.patchscope, "steering": readout.steered}
+        return {way: self.evidence[:, ids.flatten()].mean(1) for way, ids in ways.items() if ids.numel()}
+
     def rank(self, readout: Readout) -> list[tuple[str, float]]:
         """The topics, best first, each with its mean evidence a token; the three ways of reading count alike."""
-        ways = (readout.lens, readout.patchscope, readout.steered)
-        scores = torch.stack([self.evidence[:, way.flatten()].mean(1) for way in ways if way.numel()]).mean(0)
+        scores = torch.stack(list(self.by_way(readout).values())).mean(0)
         return [(self.names[i], float(scores[i])) for i in scores.argsort(descending=True).tolist()]
 
     def name(self, readout: Readout) -> str | None:
