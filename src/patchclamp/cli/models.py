@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 from tyro.conf import Positional
 
-from patchclamp.cli.arguments import JsonFile, ModelName, Seed, said, show, task_called, write
+from patchclamp.cli.arguments import JsonFile, ModelName, Seed, lines_of, said, show, task_called, write
 
 if TYPE_CHECKING:
     from patchclamp.model import Model
@@ -55,7 +55,7 @@ class Investigate:
                     f"{self.dictionary} holds a {type(found).__name__}, which is no dictionary of one site"
                 )
             latents = found.as_site(self.site)
-        texts = () if self.texts is None else self.texts.read_text(encoding="utf-8").splitlines()
+        texts = () if self.texts is None else lines_of(self.texts)
         found = investigate.run(model, task, latents=latents, texts=texts, out=self.out, seed=self.seed)
         show(found.summary())
         print(f"report: {self.out / 'report.html'}")
