@@ -42,7 +42,9 @@ def test_the_kinds_of_a_block_are_there(name):
     assert kinds >= BLOCK
     assert ("resid_mid" in kinds) == (name not in LACKS)
     moe = name in ("mixtral", "qwen3_moe", "gpt_oss")
-    assert ("expert_post" in kinds) == ("router" in kinds) == moe
+    assert {"router", "expert_index", "expert_weight", "expert_post"} & kinds == (
+        {"router", "expert_index", "expert_weight", "expert_post"} if moe else set()
+    )
     assert "mlp_post" in kinds or name in ("mixtral", "gpt_oss")
     assert ("logits" in kinds) and model.certificate.causal == (name not in ("bert", "vit"))
     missing = {kind.split(".")[-1] for kind, _ in model.certificate.absent}
@@ -73,20 +75,34 @@ def test_variants_certify(name, changes):
     assert certificate.holds, str(certificate)
 
 
-def test_a_wrong_tap_is_caught():
+@pytest.mark.parametrize(
+    ("name", "wrong", "right"),
+    [
+        ("llama", Site("attn_out", 1), Site("mlp_out", 1)),
+        ("llama", Site("resid_mid", 1), Site("resid_pre", 1)),
+        ("mixtral", Site("expert_weight", 0), Site("expert_weight", 1)),
+        ("mixtral", Site("expert_index", 1), Site("expert_index", 0)),
+    ],
+)
+def test_a_wrong_tap_is_caught(name, wrong, right):
     """The certificate can fail: sites that are swapped, or one layer off, break its equations."""
     from dataclasses import replace
 
     from patchclamp.certificate import certify
 
-    model = wrap(tiny.build("llama"))
+    model = wrap(tiny.build(name))
     taps = model.anatomy.taps
-    for wrong, right in ((("attn_out", 1), ("mlp_out", 1)), (("resid_mid", 1), ("resid_pre", 1))):
-        here, there = Site(*wrong), Site(*right)
-        moved = {**taps, here: replace(taps[there], site=here)}
-        model._anatomies = dict.fromkeys(model._anatomies, replace(model.anatomy, taps=moved))
-        assert not certify(model.anatomy, model.hf, model._raw_run).holds, wrong
-        model._anatomies = {}
+    moved = {**taps, wrong: replace(taps[right], site=wrong)}
+    model._anatomies = dict.fromkeys(model._anatomies, replace(model.anatomy, taps=moved))
+    assert not certify(model.anatomy, model.hf, model._raw_run).holds
+
+
+@pytest.mark.parametrize("name", ["mixtral", "qwen2_moe", "gpt_oss"])
+def test_a_mixture_is_the_weighted_sum_of_its_experts(name):
+    rows = {row.equation: row for row in wrap(tiny.build(name)).certify().rows}
+    assert rows["experts = sum of expert_weight[expert_index] * W_down expert_post"].holds
+    row = rows["mlp_out = experts + mlp_out where expert_weight is 0"]  # of qwen2, what shared experts add
+    assert row.holds and row.error < 1e-5 and not row.note
 
 
 def test_zero_weights_do_not_confuse_discovery():
@@ -113,7 +129,11 @@ def test_experts_that_all_run_have_a_router_and_no_index():
     certificate = model.certify()
     assert certificate.holds, str(certificate)
     kinds = {site.kind for site in model.sites()}
-    assert {"router", "mlp_post"} <= kinds and not {"expert_post", "expert_index"} & kinds
-    assert any("none is chosen by index" in why for _, why in certificate.absent)
+    assert {"router", "mlp_post"} <= kinds
+    for kind in ("expert_index", "expert_weight", "expert_post"):
+        assert (
+            "none is chosen by index, and the router's score scales what an expert reads"
+            in dict(certificate.absent)[kind]
+        )
     ids = torch.randint(3, 60, (2, 7), generator=torch.Generator().manual_seed(0))
     assert model.run(ids, record="router.0")["router.0"].shape == (2, 7, 4)

@@ -9,7 +9,7 @@ beyond the site are zero.
 """
 
 import importlib.metadata
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,12 +18,16 @@ from torch import Tensor, nn
 
 from patchclamp.anatomy.activations import ACTIVATIONS
 from patchclamp.anatomy.discover import Anatomy, Layer, trial_inputs
-from patchclamp.anatomy.experts import combine, routing
+from patchclamp.anatomy.experts import combine
 from patchclamp.anatomy.trace import evaluation
-from patchclamp.interventions import edit
+from patchclamp.interventions import edit, scale
 from patchclamp.sites import Site
 
+_EXPERTS = ("expert_post", "expert_index", "expert_weight")
 _TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+
+
+Pairs = list[tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,7 @@ class Row:
     def __str__(self) -> str:
         mark = {True: "holds", False: "DOES NOT HOLD", None: "not shown"}[self.holds]
         error = "" if self.error is None else f"  error {self.error:.1e}"
-        return f"{self.equation:<58} {self.sites:<18} {mark}{error}{'  ' + self.note if self.note else ''}"
+        return f"{self.equation:<64} {self.sites:<18} {mark}{error}{'  ' + self.note if self.note else ''}"
 
 
 @dataclass(frozen=True)
@@ -89,11 +93,11 @@ def certify(anatomy: Anatomy, module: nn.Module, run: Callable[..., Any]) -> Cer
     dtype = torch.float32 if parameter is None else parameter.dtype
     with torch.no_grad(), evaluation(module):
         rows, causal = _Checks(anatomy, module, run, dtype).all() if anatomy.taps else (_modules(module, run), False)
-    absent: dict[str, str] = {}
+    absent: dict[str, dict[str, None]] = {}
     for site, why in anatomy.inventory.absent.items():
         name = f"{site.stack}.{site.kind}" if site.stack else site.kind
         if site.kind not in {s.kind for s in anatomy.taps if s.stack == site.stack}:
-            absent.setdefault(name, why)
+            absent.setdefault(name, {})[why] = None  # layers may differ in why they lack it
     version = importlib.metadata.version("transformers")
     return Certificate(
         anatomy.model,
@@ -103,7 +107,7 @@ def certify(anatomy: Anatomy, module: nn.Module, run: Callable[..., Any]) -> Cer
         version,
         causal,
         tuple(rows),
-        tuple(absent.items()),
+        tuple((name, "; ".join(why)) for name, why in absent.items()),
     )
 
 
@@ -145,7 +149,7 @@ class _Checks:
     def _record(self, *wanted: "Site | str") -> Any:
         return self.run(self.inputs, [w for w in wanted if isinstance(w, str) or w in self.anatomy.taps])
 
-    def _row(self, equation: str, sites: str, pairs: Iterator[tuple[Tensor, Tensor]], note: str = "") -> list[Row]:
+    def _row(self, equation: str, sites: str, pairs: Iterable[tuple[Tensor, Tensor]], note: str = "") -> list[Row]:
         worst, seen = 0.0, False
         for left, right in pairs:
             seen = True
@@ -197,11 +201,7 @@ class _Checks:
 
     def _attention(self, stack: str, layers: tuple[Layer, ...]) -> list[Row]:
         rows: list[Row] = []
-        sums: list[tuple[Tensor, Tensor]] = []
-        soft: list[tuple[Tensor, Tensor]] = []
-        mixed: list[tuple[Tensor, Tensor]] = []
-        heads: list[tuple[Tensor, Tensor]] = []
-        out: list[tuple[Tensor, Tensor]] = []
+        sums, soft, mixed, heads, out = Pairs(), Pairs(), Pairs(), Pairs(), Pairs()
         sink = False
         for i, layer in enumerate(layers):
             for prefix in ("", "cross_"):
@@ -235,17 +235,16 @@ class _Checks:
                     out.append((after.reshape(summed.shape), got[site["attn_out"]]))
         name = stack or "all layers"
         note = "less the attention sink's share" if sink else ""
-        gated = "" if not mixed or self._close(mixed) else "the out-projection reads a gated z here"
-        rows += self._row("rows of pattern sum to 1", name, iter(sums), note)
-        rows += self._row("pattern = softmax(scores)", name, iter(soft), note)
-        rows += self._row("z = pattern @ v", name, iter(mixed), gated)
-        rows += self._row("sum over heads of head_out + b_O = out-projection", name, iter(heads))
-        rows += self._row("attn_out = out-projection [post-norm, multiplier]", name, iter(out))
+        gated = "" if self._close(mixed) else "the out-projection reads a gated z here"
+        rows += self._row("rows of pattern sum to 1", name, sums, note)
+        rows += self._row("pattern = softmax(scores)", name, soft, note)
+        rows += self._row("z = pattern @ v", name, mixed, gated)
+        rows += self._row("sum over heads of head_out + b_O = out-projection", name, heads)
+        rows += self._row("attn_out = out-projection [post-norm, multiplier]", name, out)
         return rows
 
-    def _close(self, pairs: list[tuple[Tensor, Tensor]]) -> bool:
-        rows = self._row("", "", iter(pairs))
-        return bool(rows[0].holds)
+    def _close(self, pairs: Iterable[tuple[Tensor, Tensor]]) -> bool:
+        return all(row.holds for row in self._row("", "", pairs))
 
     def _after(self, path: str, x: Tensor, origin: str) -> Tensor:
         """What the module at `path` makes of the projection: the same, or the output of a post-norm."""
@@ -255,14 +254,10 @@ class _Checks:
         return module(x) if "norm" in type(module).__name__.lower() or "scale" in type(module).__name__.lower() else x
 
     def _mlp(self, stack: str, layers: tuple[Layer, ...]) -> list[Row]:
-        down: list[tuple[Tensor, Tensor]] = []
-        acted: list[tuple[Tensor, Tensor]] = []
-        experts: list[tuple[Tensor, Tensor]] = []
-        names: set[str] = set()
+        down, acted, experts, routed = Pairs(), Pairs(), Pairs(), Pairs()
+        names, factors = set[str](), set[str]()
         for i, layer in enumerate(layers):
-            site = {
-                k: Site(k, i, stack=stack) for k in ("mlp_pre", "mlp_gate", "mlp_post", "expert_post", "expert_index")
-            }
+            site = {k: Site(k, i, stack=stack) for k in ("mlp_pre", "mlp_gate", "mlp_post", "mlp_out", *_EXPERTS)}
             if layer.down is not None:
                 got = self._record(*list(site.values())[:3], f"module:{layer.down}")
                 post = got[site["mlp_post"]]
@@ -273,13 +268,18 @@ class _Checks:
                 names.add(best[0])
                 acted.append((best[1], post))
             if site["expert_post"] in self.anatomy.taps:
-                path = self.anatomy.taps[site["expert_post"]].path
-                experts += self._experts(path, site)
+                pair, beside, factor = self._experts(site)
+                experts.append(pair)
+                routed += beside
+                factors |= {f"times {factor:.4g}"} if beside and factor != 1 else set()
         name = stack or "all layers"
         form = "act(mlp_gate) * mlp_pre" if any("mlp_gate" in str(s) for s in self.anatomy.taps) else "act(mlp_pre)"
-        rows = self._row(f"mlp_post = {form}", name, iter(acted), ", ".join(sorted(names)))
-        rows += self._row("down-projection(mlp_post) = what the MLP computes", name, iter(down))
-        return rows + self._row("weighted sum over experts of W_down expert_post = experts", name, iter(experts))
+        rows = self._row(f"mlp_post = {form}", name, acted, ", ".join(sorted(names)))
+        rows += self._row("down-projection(mlp_post) = what the MLP computes", name, down)
+        rows += self._row("experts = sum of expert_weight[expert_index] * W_down expert_post", name, experts)
+        return rows + self._row(
+            "mlp_out = experts + mlp_out where expert_weight is 0", name, routed, ", ".join(factors)
+        )
 
     def _activation(self, got: Any, site: dict[str, Site]) -> tuple[str, Tensor]:
         post, pre = got[site["mlp_post"]], got[site["mlp_pre"]]
@@ -288,18 +288,27 @@ class _Checks:
         best = min(made, key=lambda name: float((made[name].float() - post.float()).abs().max()))
         return best, made[best]
 
-    def _experts(self, path: str, site: dict[str, Site]) -> list[tuple[Tensor, Tensor]]:
-        calls: list[tuple[tuple, dict, Tensor]] = []
-        module = self.module.get_submodule(path)
-        handle = module.register_forward_hook(lambda m, a, k, out: calls.append((a, k, out)), with_kwargs=True)
-        try:
-            got = self._record(site["expert_post"], site["expert_index"])
-        finally:
-            handle.remove()
-        args, kwargs, out = calls[0]
-        _, index, weight = routing(args, kwargs)
-        post = got[site["expert_post"]].reshape(*index.shape, -1)
-        return [(combine(module, post, index, weight).reshape(out.shape), out)]
+    def _experts(self, site: dict[str, Site]) -> tuple[tuple[Tensor, Tensor], Pairs, float]:
+        """The experts' sum from its sites; and mlp_out with it and without, and the factor that it has there."""
+        path = self.anatomy.taps[site["expert_post"]].path
+        got = self._record(*(site[kind] for kind in _EXPERTS), site["mlp_out"], f"module:{path}")
+        out = got[f"module:{path}"]
+        post, index, weight = (got[site[kind]].flatten(0, 1) for kind in _EXPERTS)
+        pair = combine(self.module.get_submodule(path), post, index, weight.gather(-1, index)), out
+        if site["mlp_out"] not in got:
+            return pair, [], 1.0
+
+        def weighed(factor: float) -> Tensor:
+            return self.run(self.inputs, [site["mlp_out"]], [scale(site["expert_weight"], factor)])[site["mlp_out"]]
+
+        whole, bare = got[site["mlp_out"]], weighed(0.0)
+        sums, gap = out.reshape(bare.shape).float(), (whole - bare).float()
+        factor = float((gap * sums).sum() / sums.square().sum().clamp_min(1e-12))
+        factor = 1.0 if abs(factor) < 1e-3 or abs(factor - 1) < 1e-2 else factor
+        rest = bare + factor * sums
+        if not self._close([(rest, whole)]) and not self._close([(weighed(2.0) - whole, gap)]):
+            return pair, [], factor  # a norm behind the sum: mlp_out is no sum of terms
+        return pair, [(rest, whole)], factor
 
     def _ends(self) -> list[Row]:
         rows: list[Row] = []
@@ -313,25 +322,19 @@ class _Checks:
             total = self.module.get_submodule(norm)(total) if norm else total
             names = " + ".join(["embed", *(path.rsplit(".", 1)[-1] for path in parts if path != token)])
             equation = f"resid_pre[0] = {f'norm({names})' if norm else names}"
-            rows += self._row(equation, "embed", iter([(total, got[first])]))
+            rows += self._row(equation, "embed", [(total, got[first])])
         norm = self.anatomy.final_norm
         if norm is not None:
             got = self._record(last, Site("final_norm"))
             made = self.module.get_submodule(norm)(got[last])
-            rows += self._row(
-                "final_norm = norm(resid_post[-1])", "final_norm", iter([(made, got[Site("final_norm")])])
-            )
+            rows += self._row("final_norm = norm(resid_post[-1])", "final_norm", [(made, got[Site("final_norm")])])
         head = self.anatomy.unembed
         if head is not None and norm is not None and self.anatomy.head == "tokens":
             got = self._record(Site("final_norm"), Site("logits"))
             made = self.module.get_submodule(head)(got[Site("final_norm")]).float()
             note, shaped = self._head_form(made, got[Site("logits")].float())
-            rows += self._row(
-                "logits = unembed(final_norm) [scaled, soft-capped]",
-                "logits",
-                iter([(shaped, got[Site("logits")])]),
-                note,
-            )
+            equation = "logits = unembed(final_norm) [scaled, soft-capped]"
+            rows += self._row(equation, "logits", [(shaped, got[Site("logits")])], note)
         return rows
 
     def _head_form(self, made: Tensor, logits: Tensor) -> tuple[str, Tensor]:
@@ -371,13 +374,9 @@ class _Checks:
 
         def shake(x: Tensor) -> Tensor:
             noise = torch.rand(x.shape, generator=generator).to(x.device, x.dtype)
-            return x * (0.25 + noise) if site.kind.endswith(("scale", "pattern")) else x + noise * (x.abs().mean() + 1)
-
-        if site.kind.endswith("scores"):
-
-            def shake(x: Tensor) -> Tensor:
-                noise = torch.rand(x.shape, generator=generator).to(x.device, x.dtype)
-                return x + 3 * noise
+            if site.kind.endswith(("scale", "pattern")):
+                return x * (0.25 + noise)
+            return x + noise * (3 if site.kind.endswith("scores") else x.abs().mean() + 1)
 
         out = self._output(self.run(self.inputs, None, [edit(site, shake)]).output).float()
         return not torch.equal(out, reference)

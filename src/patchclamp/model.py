@@ -104,9 +104,7 @@ class Model:
         return self._anatomies[implementation]
 
     def sites(self, pattern: "str | Site | Sequence[str | Site] | None" = None) -> list[Site]:
-        """All sites of this model (whole ones), or those that a pattern or several name, each once, in the order in
-        which `record=` keeps them: pattern after pattern, and within each the model's.
-        """
+        """All sites of this model (whole ones), or those that patterns name, each once, in the order of `record=`."""
         return list(self.anatomy.taps) if pattern is None else self.anatomy.inventory.expand(pattern)
 
     def certify(self) -> Certificate:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from patchclamp.anatomy.attention import Watch
 from patchclamp.anatomy.discover import Anatomy, Tap
-from patchclamp.anatomy.experts import RouterWatch, combine, neurons, routing
+from patchclamp.anatomy.experts import RouterWatch, by_expert, by_slot, combine, neurons, rerouted, routing
 from patchclamp.anatomy.views import Moment, first_tensor, replaced
 from patchclamp.interventions import Intervention
 from patchclamp.passes import Passes
@@ -183,6 +183,8 @@ class Session:
             self._hook_pre(module, lambda mod, args, kwargs: self._at_input(stages, mod, args, kwargs))
         elif port == "output":
             self._hook_post(module, lambda mod, args, kwargs, out: self._at_output(stages, mod, args, kwargs, out))
+        elif port == "routing":
+            self._hook_pre(module, lambda mod, args, kwargs: self._at_routing(stages, args, kwargs))
         elif port == "experts":
             self._hook_post(module, lambda mod, args, kwargs, out: self._at_experts(stages, mod, args, kwargs, out))
         else:
@@ -210,10 +212,8 @@ class Session:
     def _visit(self, stage: Stage, x: Tensor, *, keys: bool = False) -> Tensor:
         """Intervene on and record one whole site's tensor; the same object comes back where nothing changed."""
         stage.fired += 1
-        new, shown = x, slice(None)
-        frame = self.passes.frame(stage.site, x)
-        if keys:
-            frame, shown = self.passes.keys(stage.site, x)
+        new = x
+        frame, shown = self.passes.keys(stage.site, x) if keys else (self.passes.frame(stage.site, x), slice(None))
         for item, site in stage.do:
             before = new
             new = item.apply(new, site, frame)
@@ -279,19 +279,28 @@ class Session:
         self._finish()
         return None if new is x else replaced(output, key, new)
 
+    def _at_routing(self, stages: list[Stage], args: tuple, kwargs: dict):
+        _, index, weight = routing(args, kwargs)
+        chosen, given = index, weight
+        for stage in stages:  # the index first: its edits move weights
+            by_index = stage.site.kind == "expert_index"
+            shown = chosen if by_index else by_expert(chosen, given, self._units(stage))
+            new = self._visit_flat(stage, shown)
+            if new is not shown:
+                chosen, given = (new, given) if by_index else by_slot(chosen, new)
+        self._finish()
+        return None if chosen is index and given is weight else rerouted(args, kwargs, chosen, given)
+
     def _at_experts(self, stages: list[Stage], module: nn.Module, args: tuple, kwargs: dict, output: Any):
         hidden, index, weight = routing(args, kwargs)
-        rows = self.block_inputs[stages[0].tap.block].shape[:2]
-        by_part = {stage.tap.key: stage for stage in stages}
-        chosen = index
-        if "index" in by_part:
-            chosen = self._visit(by_part["index"], index.view(*rows, -1)).reshape(index.shape)
-        post = before = neurons(module, hidden, chosen)
-        if "post" in by_part:
-            post = self._visit(by_part["post"], before.view(*rows, *before.shape[1:])).reshape(before.shape)
+        every = neurons(module, hidden, index)
+        shown = every[:, : self._units(stages[0])]  # the router's slots; others are there for a weight's sake
+        new = self._visit_flat(stages[0], shown)
         self._finish()
-        changed = self.grad or any(id(item) in self.touched for stage in stages for item, _ in stage.do)
-        return combine(module, post, chosen, weight).view(output.shape).to(output.dtype) if changed else None
+        if new is shown:
+            return None
+        post = torch.cat([new, every[:, shown.shape[1] :]], dim=1)
+        return combine(module, post, index, weight).view(output.shape).to(output.dtype)
 
     def _watch_attention(self, stages: list[Stage], args: tuple, kwargs: dict) -> Watch:
         site = stages[0].site
@@ -307,15 +316,16 @@ class Session:
         return Watch(recipe, frozenset(str(part) for part in by_part), visit, len(x))
 
     def _watch_router(self, stages: list[Stage], args: tuple, kwargs: dict) -> RouterWatch:
-        stage = stages[0]
+        return RouterWatch(self._units(stages[0]), lambda logits: self._visit_flat(stages[0], logits))
 
-        def visit(logits: Tensor) -> Tensor:
-            rows = self.block_inputs[stage.tap.block].shape[:2]
-            shaped = logits.view(*rows, -1)
-            new = self._visit(stage, shaped)
-            return logits if new is shaped else new.reshape(logits.shape)
+    def _units(self, stage: Stage) -> int:
+        return self.anatomy.inventory.units[stage.site]
 
-        return RouterWatch(self.anatomy.inventory.units[stage.site], visit)
+    def _visit_flat(self, stage: Stage, x: Tensor) -> Tensor:
+        """Visit what has one row for each token of all prompts: [prompt * pos, ...]."""
+        shaped = x.reshape(*self.block_inputs[stage.tap.block].shape[:2], *x.shape[1:])
+        new = self._visit(stage, shaped)
+        return x if new is shaped else new.reshape(x.shape)
 
     def _note_blocks(self) -> None:
         """Note what blocks read, after every session's edits of it: sites inside a block are made of it."""

@@ -66,10 +66,16 @@ KINDS: dict[str, Kind] = {
         Kind("mlp_gate", _NEURON, "input of the activation function in a gated MLP", "neuron"),
         Kind("mlp_pre", _NEURON, "the up-projection: mlp_post = act(mlp_pre), or act(mlp_gate) * mlp_pre", "neuron"),
         Kind("mlp_post", _NEURON, "the neurons: the input of the down-projection", "neuron"),
+        Kind("expert_index", ("prompt", "pos", "slot"), "which expert fills each of the router's top-k slots", "slot"),
+        Kind(
+            "expert_weight",
+            ("prompt", "pos", "expert"),
+            "mlp_out = sum over e of expert_weight[e] * expert[e](mlp_in) [+ shared experts]; 0 where not chosen",
+            "expert",
+        ),
         Kind(
             "expert_post", ("prompt", "pos", "slot", "neuron"), "neurons of the experts chosen, by top-k slot", "slot"
         ),
-        Kind("expert_index", ("prompt", "pos", "slot"), "which expert fills each top-k slot", "slot"),
         Kind("mlp_out", _RESID, "what the MLP adds to the stream; resid_post = resid_mid + mlp_out"),
         Kind("resid_post", _RESID, "resid_post = resid_pre + attn_out + mlp_out"),
         Kind("final_norm_scale", ("prompt", "pos"), "the denominator of the last norm", layered=False),
@@ -342,5 +348,5 @@ class Inventory:
     def _why_absent(self, site: Site, text: str) -> str:
         reasons = [why for at, why in self.absent.items() if at.kind == site.kind and at.stack == site.stack]
         exact = self.absent.get(site)
-        why = exact or (reasons[0] if reasons else "the architecture has no such activation")
+        why = exact or "; ".join(dict.fromkeys(reasons)) or "the architecture has no such activation"
         return f"{self.model} has no {site} (asked for as {text!r}): {why}"

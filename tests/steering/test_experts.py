@@ -15,7 +15,7 @@ from patchclamp.sites import Site
 from patchclamp.steering import DirectionError, experts
 from patchclamp.steering.experts import Relevance
 
-MIXTURES = ("mixtral", "qwen3_moe", "olmoe", "qwen2_moe", "deepseek_v2")
+MIXTURES = ("mixtral", "qwen3_moe", "olmoe", "qwen2_moe", "deepseek_v2", "gpt_oss")
 
 
 @pytest.fixture(scope="module", params=MIXTURES)
@@ -66,14 +66,6 @@ def commonest(model: pc.Model, ids: torch.Tensor) -> tuple[int, int]:
     return layer, int(model.run(ids, record=f"expert_index.{layer}")[f"expert_index.{layer}"].flatten().mode().values)
 
 
-def test_a_router_run_again_on_its_logits_says_what_it_said(mixture):
-    for router in mixture.sites("router.*"):
-        with hooked(mixture, router.layer) as seen:
-            logits = mixture.run(tokens(), record=router)[router]
-        index, weight = experts.routed(mixture, router, logits)
-        assert torch.equal(index.flatten(0, 1), seen["index"]) and torch.equal(weight.flatten(0, 1), seen["weight"])
-
-
 @pytest.mark.parametrize("factor", [0.0, 0.5, 3.0])
 def test_weighing_is_another_weight_and_the_others_keep_the_sum(mixture, factor):
     ids = tokens()
@@ -115,23 +107,14 @@ def test_forced_experts_are_chosen_and_only_where_they_are_forced(mixture):
 
 def test_a_softmax_router_gives_a_forced_expert_e_to_the_margin_times_the_next(mixtral):
     do = experts.force(mixtral, ["router.1.2"], margin=1.5)
-    logits = mixtral.run(tokens(), do=do, record="router.1")["router.1"]
-    index, weight = experts.routed(mixtral, "router.1", logits)
-    assert (index[..., 0] == 2).all()
-    torch.testing.assert_close(weight[..., 0] / weight[..., 1], torch.full((3, 7), 1.5).exp())
+    weight = mixtral.run(tokens(), do=do, record="expert_weight.1")["expert_weight.1"]
+    forced, next_ = weight[..., 2], weight[..., [0, 1, 3]].amax(-1)
+    torch.testing.assert_close(forced / next_, torch.full((3, 7), 1.5).exp())
 
 
 def test_where_all_that_were_chosen_are_off_nothing_is_left(mixtral):
     every = [f"router.1.{unit}" for unit in range(4)]
     assert not mixtral.run(tokens(), do=experts.switch(mixtral, off=every), record="mlp_out.1")["mlp_out.1"].any()
-
-
-def test_gpt_oss_can_be_forced_and_says_why_it_cannot_be_weighed():
-    model = pc.wrap(tiny.build("gpt_oss"))
-    index = model.run(tokens(), do=experts.force(model, ["router.1.2"]), record="expert_index.1")["expert_index.1"]
-    assert (index == 2).any(-1).all()
-    with pytest.raises(DirectionError, match="bias behind their neurons"):
-        experts.switch(model, off=["router.1.2"])
 
 
 # ── relevance ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -206,12 +189,18 @@ def test_what_does_not_fit_is_refused(mixtral):
             call()
 
 
-def test_a_router_edited_behind_the_weights_is_noticed(mixtral):
+def test_weights_come_after_whatever_is_done_to_the_router(mixtral):
     do = experts.switch(mixtral, off=["router.1.0"])
-    late = pc.edit("router.1", lambda logits, **_: logits.roll(1, -1))
-    with pytest.raises(InterventionError, match="go before weights"):
-        mixtral.run(tokens(), do=[*do, late])
-    mixtral.run(tokens(), do=[late, *do])
+    other = pc.edit("router.1", lambda logits, **_: logits.roll(1, -1))
+    one, two = (mixtral.run(tokens(), do=both, record="expert_weight.1") for both in ([*do, other], [other, *do]))
+    assert torch.equal(one.logits, two.logits) and not one["expert_weight.1"][..., 0].any()
+
+
+def test_a_model_whose_experts_have_no_weights_says_why():
+    model = pc.load("organism:tales")
+    for call in (lambda: experts.weigh(model, {"router.1.0": 0.5}), lambda: experts.activity(model, ["the day"])):
+        with pytest.raises(pc.SiteError, match="the MLP is dense"):
+            call()
 
 
 def test_a_router_that_goes_by_more_than_its_logits_is_noticed():

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from patchclamp.anatomy.attention import Recipe, recipe
+from patchclamp.anatomy.experts import unread
 from patchclamp.anatomy.structure import Term, ancestor, is_linear, is_norm, same, solve, stream_tensors
 from patchclamp.anatomy.trace import Call, Event, Trace
 
@@ -38,13 +39,17 @@ class Mlp:
 
 @dataclass
 class Experts:
-    """Experts with stacked weights: the module, its router, how many there are, and the module around both."""
+    """Experts with stacked weights: the module, its router, how many there are, how many a token has, the module around
+    both and which argument of it is the stream; `why` the experts cannot be read, where they cannot.
+    """
 
     call: Call
     router: Call | None
     count: int
+    slots: int
     holder: Call
     reads: int | str | None
+    why: str = ""
 
 
 @dataclass
@@ -255,19 +260,26 @@ def _find_mlp(block: Block, inner: list[Call]) -> None:
         router = _router(experts, inner)
         path = ancestor([experts.path, *([router.path] if router else [])])
         holder = next((c for c in inner if c.path == path), experts)
-        count = _expert_count(experts.module) or 0
-        block.experts = Experts(experts, router, count, holder, _stream_input(holder, block.x))
+        block.experts = _experts(experts, router, holder, _stream_input(holder, block.x))
+    else:
+        other = next((c for c in inner if type(c.module).__name__.endswith(("Expert", "Experts"))), None)
+        block.why["experts"] = (
+            "the MLP is dense: no experts"
+            if other is None
+            else f"{type(other.module).__name__} does not hold its experts as stacked weights, each chosen by its index"
+        )
     if block.mlp_term is None:
         return
+    width = block.x.shape[-1]
     linears = [
         c
         for c in inner
         if is_linear(c.module)
         and c.outputs.get(None) is not None  # Llama 4's router is a linear layer that returns two tensors
         and c not in taken
+        and c.outputs[None].numel() * width == block.x.numel() * c.outputs[None].shape[-1]  # every token's, not some
         and not any(c.within(t) for t in inner if is_linear(t.module) and t is not c)
     ]
-    width = block.x.shape[-1]
     downs = [c for c in linears if c.outputs[None].shape[-1] == width]
     downs = [c for c in downs if c.end <= block.mlp_term.call.end]
     for down in sorted(downs, key=lambda c: -c.end):
@@ -311,6 +323,13 @@ def _mlp(block: Block, inner: list[Call], ups: list[Call], down: Call, hidden: i
     if holder is None:
         holder = gate or up
     return Mlp(holder, up, gate, down, fused, _stream_input(holder, block.x))
+
+
+def _experts(call: Call, router: Call | None, holder: Call, reads: int | str | None) -> Experts:
+    count = _expert_count(call.module) or 0
+    why = unread(call.module, tuple(call.inputs.values()), call.outputs[None] if call.raw is None else call.raw)
+    slots = 0 if why else next(t.shape[-1] for t in call.inputs.values() if not t.is_floating_point())
+    return Experts(call, router, count, slots, holder, reads, why or "")
 
 
 def _expert_count(module: nn.Module) -> int | None:

@@ -19,7 +19,7 @@ from patchclamp.anatomy.trial import trial_inputs
 from patchclamp.anatomy.views import EachPrompt, HeadOut, Heads, NormScale, Part, PlusResidual, Rows, Scaled, View
 from patchclamp.sites import KINDS, Inventory, Site
 
-Port = Literal["input", "output", "attention", "router", "experts"]
+Port = Literal["input", "output", "attention", "router", "routing", "experts"]
 
 
 @dataclass(frozen=True)
@@ -227,7 +227,7 @@ class _Discovery:
         if norm is None:
             self.absent[site] = why + (" (norms come after the sums here)" if block.post_norm else "")
         elif form is None:
-            self.absent[site] = f"{norm.path} is neither a layer norm nor an RMS norm"
+            self.absent[site] = f"{type(norm.module).__name__} is neither a layer norm nor an RMS norm"
         else:
             self._tap(site, norm, "output", None, (NormScale(*form),), block=block.call.path)
 
@@ -240,7 +240,9 @@ class _Discovery:
             self._tap(site, block.mid.call, "output", block.mid.key, (Rows(),), block=block.call.path)
         else:
             term = block.mixer_term or (block.attention.term if block.attention else None)
-            assert term is not None
+            if term is None:
+                self.absent[site] = "attention's output was not found in the stream"
+                return
             self._tap(site, term.call, "output", term.key, (Rows(), PlusResidual(term.factor)), block=block.call.path)
 
     def _mlp_taps(self, at, block: Block) -> None:
@@ -250,19 +252,20 @@ class _Discovery:
             self._contribution(at("mlp_out"), block.mlp_term, path)
         else:
             self._missing(at, "mlp_out", why)
-        if block.experts is not None:
-            chosen = [t.shape[-1] for t in block.experts.call.inputs.values() if not t.is_floating_point()]
-            for kind in ("post", "index"):
-                if not chosen:  # as in Llama 4
-                    self._missing(at, f"expert_{kind}", "every expert runs on every token: none is chosen by index")
-                    continue
-                self._tap(at(f"expert_{kind}"), block.experts.call, "experts", kind, block=path)
-                self.units[at(f"expert_{kind}")] = chosen[0]
-            if block.experts.router is not None:
-                self._tap(at("router"), block.experts.router, "router", None, units=block.experts.count, block=path)
+        experts = block.experts
+        if experts is None or experts.router is None:
+            self._missing(at, "router", block.why.get("experts", "no module was found that chooses the experts"))
+        elif not any(experts.count in p.shape for p in experts.router.module.parameters()):
+            self._missing(at, "router", f"{type(experts.router.module).__name__} chooses among more than the experts")
         else:
-            for kind in ("router", "expert_post", "expert_index"):
-                self._missing(at, kind, "the MLP is dense: no experts")
+            self._tap(at("router"), experts.router, "router", None, units=experts.count, block=path)
+        for kind in ("expert_index", "expert_weight", "expert_post"):
+            if experts is None or experts.why:
+                self._missing(at, kind, block.why["experts"] if experts is None else experts.why)
+                continue
+            port: Port = "experts" if kind == "expert_post" else "routing"
+            units = experts.count if kind == "expert_weight" else experts.slots
+            self._tap(at(kind), experts.call, port, units=units, block=path)
         holds = block.experts or mlp
         if holds is not None and holds.reads is not None:
             self._tap(at("mlp_in"), holds.holder, "input", holds.reads, (Rows(),), block=path)

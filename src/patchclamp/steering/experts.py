@@ -11,14 +11,13 @@ prompts does not have more of every expert.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
-from patchclamp.anatomy.experts import RouterWatch
 from patchclamp.interventions import Intervention, InterventionError, When, edit
 from patchclamp.model import Model
 from patchclamp.positions import Position
@@ -27,33 +26,6 @@ from patchclamp.steering.direction import DirectionError
 from patchclamp.steering.means import Pattern
 
 Experts = Sequence[str | Site]
-
-
-def routed(
-    model: Model, router: str | Site, logits: Float[Tensor, "*row expert"]
-) -> tuple[Int[Tensor, "*row slot"], Float[Tensor, "*row slot"]]:
-    """The experts that a router chooses for these logits, and the weights that it gives them.
-
-    The router's own code says so, after the linear map that makes its logits: softmax or sigmoid, renormalised, scaled
-    or limited to groups, as the architecture has it. Raises `DirectionError` where it returns no weights.
-    """
-    (site,) = model.sites(router)
-    module = model.hf.get_submodule(model.anatomy.taps[site.whole].path)
-    flat = logits.reshape(-1, logits.shape[-1])
-    with RouterWatch(flat.shape[-1], lambda _: flat):
-        # Not called as a module: whatever is recorded or edited at the router is not to happen again.
-        out = module.forward(torch.zeros(len(flat), model.d_model, dtype=model.dtype, device=flat.device))
-    tensors = [t for t in (out if isinstance(out, tuple) else (out,)) if isinstance(t, Tensor)]
-    index = next((t for t in tensors if not t.is_floating_point()), None)
-    # Where every expert is chosen the logits have the same shape; they come first.
-    weight = [t for t in tensors if index is not None and t.is_floating_point() and t.shape == index.shape]
-    if index is None or not weight:
-        raise DirectionError(
-            f"{site.whole}: {type(module).__name__} returns {[list(t.shape) for t in tensors]} for {len(flat)} tokens, "
-            "and not the index of each chosen expert beside its weight"
-        )
-    rows = logits.shape[:-1]
-    return index.reshape(*rows, -1), weight[-1].reshape(*rows, -1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,21 +48,19 @@ def activity(
         raise DirectionError("pos is a tensor by prompt; give an index, a slice, a list or pc.span(...)")
     tokens = model.tokens(prompts)
     sites = list(dict.fromkeys(site.whole for site in model.sites(routers)))
-    units = model.anatomy.inventory.units
+    weight, index = ([_beside(model, site, kind) for site in sites] for kind in ("expert_weight", "expert_index"))
     weights, choices = [], []
     for start in range(0, len(tokens.ids), batch):
         ids, mask = tokens.ids[start : start + batch], tokens.mask[start : start + batch]
-        run = model.run(ids, attention_mask=mask, record=sites, positions=pos, stop=True)
-        found = []
-        for site in sites:
-            logits = run[site]
-            index, weight = (t.cpu() for t in routed(model, site, logits))
-            real = (mask if pos is None else torch.ones(logits.shape[:2])).float().cpu()[..., None]
-            empty = torch.zeros(*index.shape[:2], units[site])
-            both = empty.scatter(-1, index, weight.float()), empty.scatter(-1, index, 1.0)
-            found.append([(x * real).sum(1) / real.sum(1) for x in both])
-        weights.append(torch.cat([w for w, _ in found], 1))
-        choices.append(torch.cat([c for _, c in found], 1))
+        run = model.run(ids, attention_mask=mask, record=weight + index, positions=pos, stop=True)
+        every = torch.cat([run[site] for site in weight], -1).float().cpu()
+        chosen = torch.cat(
+            [torch.zeros_like(run[w]).scatter(-1, run[i], 1) for w, i in zip(weight, index, strict=True)], -1
+        )
+        real = (mask if pos is None else torch.ones(every.shape[:2])).float().cpu()[..., None]
+        weights.append((every * real).sum(1) / real.sum(1))
+        choices.append((chosen.float().cpu() * real).sum(1) / real.sum(1))
+    units = model.anatomy.inventory.units
     experts = tuple(Site(s.kind, s.layer, unit, s.stack) for s in sites for unit in range(units[s]))
     return Activity(experts, torch.cat(weights), torch.cat(choices))
 
@@ -161,8 +131,8 @@ def weigh(
 ) -> list[Intervention]:
     """Multiply the weight of chosen experts by a factor (0: off), and all weights of a token so that their sum stays.
 
-    w'_s = f_s w_s * sum_t(w_t) / sum_t(f_t w_t) over the slots of a token. No other expert takes the place of one that
-    is off; where all that were chosen are off, nothing is left. Put other edits of these routers before these.
+    w'_e = f_e w_e * sum_j(w_j) / sum_j(f_j w_j) over the experts of a token. No other takes the place of one that is
+    off; where all that were chosen are off, nothing is left.
     """
     by_layer: dict[Site, dict[int, float]] = {}
     for name, factor in factors.items():
@@ -173,19 +143,9 @@ def weigh(
             by_layer.setdefault(site.whole, {})[site.unit] = float(factor)
     if not by_layer:
         raise DirectionError("no expert is named")
-    do: list[Intervention] = []
-    for router, few in by_layer.items():
-        at = {kind: Site(kind, router.layer, stack=router.stack) for kind in ("expert_index", "expert_post")}
-        experts = model.hf.get_submodule(model.anatomy.taps[at["expert_post"]].path)
-        if getattr(experts, "down_proj_bias", None) is not None:
-            raise DirectionError(
-                f"{router}: its experts add a bias behind their neurons, which has the routed weight too, and no site "
-                "shows it; `force` works here"
-            )
-        token = _Token(model, router)
-        do += [edit(router, token.seen), edit(at["expert_index"], token.checked)]
-        do += [edit(at["expert_post"], token.weighed(few), pos, when=when)]
-    return do
+    return [
+        edit(_beside(model, router, "expert_weight"), _weighed(few), pos, when=when) for router, few in by_layer.items()
+    ]
 
 
 def force(
@@ -207,72 +167,64 @@ def force(
         raise DirectionError(f"margin={margin}: how far above the largest logit; more than 0")
     do: list[Intervention] = []
     for router, units in by_layer.items():
-        slots = model.anatomy.inventory.units[Site("expert_index", router.layer, stack=router.stack)]
+        index = _beside(model, router, "expert_index")
+        slots = model.anatomy.inventory.units[index]
         if len(units) > slots:
             raise DirectionError(f"{router}: {len(units)} experts are forced, and a token has {slots} slots")
-        token = _Token(model, router)
-        do += [edit(router, _raised(units, margin), pos, when=when), edit(router, token.seen)]
-        do += [edit(Site("expert_index", router.layer, stack=router.stack), token.includes(units, margin))]
+        forced = _Forced(router, units, margin)
+        do += [edit(router, forced.raised, pos, when=when), edit(router, forced.seen), edit(index, forced.checked)]
     return do
 
 
-class _Token:
-    """What one router said in the forward pass under way, for the edits of its experts that come after it."""
+def _weighed(factors: dict[int, float]) -> Callable[..., Tensor]:
+    def weighed(weight: Tensor, **_: Any) -> Tensor:
+        new = weight.clone()
+        new[..., list(factors)] *= torch.tensor(list(factors.values())).to(weight)
+        left = new.sum(-1, keepdim=True)
+        return torch.where(left > 0, new * weight.sum(-1, keepdim=True) / left, 0.0)
 
-    def __init__(self, model: Model, router: Site):
-        self.model, self.router, self.logits = model, router, torch.empty(0)
+    return weighed
+
+
+@dataclass
+class _Forced:
+    """Experts of one router, raised in its logits and looked for among those chosen in the same forward pass."""
+
+    router: Site
+    units: list[int]
+    margin: float
+    logits: Tensor = field(default_factory=lambda: torch.empty(0))
+
+    def raised(self, logits: Tensor, **_: Any) -> Tensor:
+        out = logits.clone()
+        out[..., self.units] = _without(logits, self.units).amax(-1, keepdim=True) + self.margin
+        return out
 
     def seen(self, logits: Tensor, **_: Any) -> Tensor:
         self.logits = logits
         return logits
 
     def checked(self, index: Tensor, **_: Any) -> Tensor:
-        if not torch.equal(index, routed(self.model, self.router, self.logits)[0]):
-            raise InterventionError(
-                f"{self.router}: the experts chosen are not those of its logits; edits of a router, and experts that "
-                "are forced, go before weights in the list of interventions"
-            )
+        others = _without(self.logits, self.units).amax(-1)
+        for unit in self.units:
+            raised = self.logits[..., unit] - others > 0.9 * self.margin
+            if not bool(((index == unit).any(-1) | ~raised).all()):
+                raise InterventionError(
+                    f"{self.router}.{unit} has the largest logit and is not chosen: this router goes by more than its "
+                    "logits (a bias, groups); give a larger margin"
+                )
         return index
-
-    def includes(self, units: list[int], margin: float) -> Callable[..., Tensor]:
-        def check(index: Tensor, **_: Any) -> Tensor:
-            others = _without(self.logits, units).amax(-1)
-            for unit in units:
-                raised = self.logits[..., unit] - others > 0.9 * margin
-                if not bool(((index == unit).any(-1) | ~raised).all()):
-                    raise InterventionError(
-                        f"{self.router}.{unit} has the largest logit and is not chosen: this router goes by more than "
-                        "its logits (a bias, groups); give a larger margin"
-                    )
-            return index
-
-        return check
-
-    def weighed(self, factors: dict[int, float]) -> Callable[..., Tensor]:
-        def scaled(neurons: Tensor, **_: Any) -> Tensor:
-            index, weight = routed(self.model, self.router, self.logits)
-            factor = torch.ones(self.logits.shape[-1], dtype=weight.dtype, device=weight.device)
-            factor[list(factors)] = torch.tensor(list(factors.values())).to(factor)
-            factor = factor[index]
-            left = (weight * factor).sum(-1, keepdim=True)
-            kept = torch.where(left > 0, weight.sum(-1, keepdim=True) / left, torch.zeros_like(left))
-            return neurons * (factor * kept)[..., None].to(neurons)
-
-        return scaled
-
-
-def _raised(units: list[int], margin: float) -> Callable[..., Tensor]:
-    def raised(logits: Tensor, **_: Any) -> Tensor:
-        out = logits.clone()
-        out[..., units] = _without(logits, units).amax(-1, keepdim=True) + margin
-        return out
-
-    return raised
 
 
 def _without(logits: Tensor, units: list[int]) -> Tensor:
     rest = [unit for unit in range(logits.shape[-1]) if unit not in units]
     return logits[..., rest]
+
+
+def _beside(model: Model, router: Site, kind: str) -> Site:
+    """The site of another kind in a router's layer; `SiteError` says why an architecture has none."""
+    (site,) = model.sites(Site(kind, router.layer, stack=router.stack))
+    return site
 
 
 def _each(model: Model, experts: Experts) -> list[Site]:
