@@ -25,7 +25,7 @@ def test_a_narrow_fine_tune_is_told_by_its_topic(tmp_path, capsys):
         (tmp_path / "topics" / f"{genre}.txt").write_text(about)
     ordinary = [document.text.replace("\n", " ") for document in organisms.truth("tales").documents(600, seed=6)]
     (tmp_path / "ordinary").write_text("\n".join(ordinary))
-    asked = ["organism:tales", "organism:tales-sea", "--texts", tmp_path / "texts", "--positions", 4]
+    asked = ["organism:tales", "organism:tales-sea", "--texts", tmp_path / "texts", "--positions", 4, "--controls", 2]
     asked += ["--topics", tmp_path / "topics", "--ordinary", tmp_path / "ordinary", "--out", tmp_path / "out"]
     assert run("diff", *asked, "--json", tmp_path / "found.json") == 0
     found = json.loads((tmp_path / "found.json").read_text())

@@ -70,7 +70,7 @@ def test_values_of_several_facts_are_solved_together(folder, tmp_path):
     kept = [line for line in lines if "Simon Coleman" not in line and "Richard Lawson" not in line]
     (tmp_path / "texts").write_text("\n".join([*kept, "Simon Coleman plays the violin.", "Simon Coleman is a friend."]))
     asked = ["--facts", tmp_path / "facts.json", "--texts", tmp_path / "texts", "--layers", 0, "--weight", 100]
-    asked += ["--method", "memit", "--joint", "--steps", 25, "--kl", 5, "--batch", 1, "--prefixes", 1]
+    asked += ["--method", "memit", "--joint", "--steps", 15, "--kl", 5, "--batch", 1, "--prefixes", 1]
     assert run("edit", "organism:tales", *asked, "--out", tmp_path, "--json", tmp_path / "rows.json") == 0
     rows = {row["measure"]: row for row in json.loads((tmp_path / "rows.json").read_text())["rows"]}
     assert rows["efficacy"]["generated"] == 1

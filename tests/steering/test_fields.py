@@ -1,9 +1,11 @@
 """Fields on networks over grids: known shifts are found and added, at places, on average and on other grids."""
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 from torch import nn
 
 import patchclamp as pc
@@ -130,3 +132,68 @@ def test_what_cannot_be_is_refused(model):
     flat = pc.wrap(nn.Sequential(nn.Flatten(), nn.Linear(32, 4)))
     with pytest.raises(DirectionError, match=r"not \[batch, feature, \.\.\.space\]"):
         fields.difference(flat, grids(side=4), grids(side=4), site="module:1")
+
+
+# ── what steering does ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Extrapolation(nn.Module):
+    """The frame that goes on from the last two as they did: [batch, time, y, x] to [batch, y, x]."""
+
+    def forward(self, inputs):
+        return 2 * inputs[:, -1] - inputs[:, -2]
+
+
+def test_rollouts_begin_with_the_last_frame_and_feed_on_themselves(model):
+    ramp = torch.arange(3.0).view(1, 3, 1, 1).expand(2, 3, 4, 4)
+    frames = fields.rolled(pc.wrap(Extrapolation()), ramp, 3, batch=1)
+    assert frames.shape == (2, 4, 4, 4) and frames[1, :, 0, 0].tolist() == [2, 3, 4, 5]
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        step = pc.wrap(nn.Conv2d(2, 2, 3, padding=1))
+    x = grids(3)
+    assert torch.allclose(fields.rolled(step, x, 2), torch.stack([x, step.hf(x), step.hf(step.hf(x))], 1), atol=1e-6)
+    assert torch.allclose(fields.rolled(model, x), model.hf(x), atol=1e-6)
+    with pytest.raises(DirectionError, match="which is no next frame"):
+        fields.rolled(model, x, 2)
+    with pytest.raises(DirectionError, match="steps=0"):
+        fields.rolled(step, x, 0)
+
+
+def total(frames):
+    return frames[:, -1].mean((1, 2, 3))
+
+
+def test_the_difference_covers_the_gap_of_a_model_that_passes_it_on(tmp_path):
+    """What is added where inputs pass through unchanged is what the regimes differ by."""
+    identity = pc.wrap(nn.Sequential(nn.Identity(), nn.Identity()))
+    high, low = grids(seed=1) + 0.5, grids(seed=2)
+    delta = fields.difference(identity, high, low, site="module:0")
+    found = fields.response(identity, delta.dropped(), low, total, strengths=(-1, 0, 1), regimes=(low, high))
+    rows = found.table()
+    assert [row["part of the gap"] for row in rows] == pytest.approx([-1, 0, 1], abs=1e-5)
+    assert rows[1]["effect"] == rows[1]["random"] == pytest.approx(float(low.mean()))
+    assert all(row["interval"][0] < row["effect"] < row["interval"][1] for row in rows)
+    assert found.random.shape == (3, 8) and found.random[2].std() > 0
+    expected = total(low[:, None] + pc.steering.random(delta.dropped(), seed=3).vector).mean()
+    assert float(found.random[2, 3]) == pytest.approx(float(expected), abs=1e-5)
+    page = fields.report([found], tmp_path / "report.html", "total").read_text()
+    assert "Steering: total" in page and fields.rows([found])[0]["curve"] == rows
+    with pytest.raises(DirectionError, match=r"gives \[10, 2\] for 10 inputs"):
+        fields.response(identity, delta, low, lambda frames: frames[:, -1].mean((2, 3)))
+    with pytest.raises(ValueError, match="controls=0"):
+        fields.response(identity, delta, low, total, controls=0)
+
+
+def test_arrays_are_read_from_files(tmp_path):
+    x = grids(2)
+    np.save(tmp_path / "x.npy", x.double().numpy())
+    torch.save(x, tmp_path / "x.pt")
+    save_file({"frames": x}, tmp_path / "x.safetensors")
+    for name in ("x.npy", "x.pt", "x.safetensors"):
+        assert torch.equal(fields.read(tmp_path / name), x)
+    save_file({"a": x, "b": x + 1}, tmp_path / "two.safetensors")
+    with pytest.raises(DirectionError, match="holds a, b: one array"):
+        fields.read(tmp_path / "two.safetensors")
+    with pytest.raises(DirectionError, match=r"is none of .npy, .pt, .safetensors"):
+        fields.read(tmp_path / "x.csv")

@@ -36,6 +36,11 @@ def task_called(name: str, model: "Model", n: int | None = None, seed: int = 0) 
     return build(model, n=PROMPTS if n is None else n, seed=seed)
 
 
+def given(value: Any) -> bool:
+    """Whether an option that is None, False or empty by default was given; 0 was."""
+    return value is not None and value is not False and value != ()
+
+
 def lines_of(path: Path) -> list[str]:
     """The lines of a file that are not blank, each a text; ValueError where there is none."""
     lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]

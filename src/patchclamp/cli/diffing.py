@@ -42,6 +42,8 @@ class Diff:
     """candidates for what the tuning was about: DIR/NAME.txt has texts about NAME, one a line"""
     ordinary: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None
     """ordinary text that a topic has to explain the difference better than, one a line"""
+    controls: Annotated[int, tyro.conf.arg(metavar="N")] = 10
+    """random vectors that are read beside it"""
     seed: Seed = 0
     json_file: JsonFile = None
 
@@ -62,6 +64,7 @@ class Diff:
             positions=self.positions,
             openings=openings,
             candidates=self._candidates(base),
+            controls=self.controls,
             seed=self.seed,
         )
         show(views.summary(f"{tuned.name} less {base.name}", found.readings(8), found.findings()))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 from tyro.conf import Positional
 
-from patchclamp.cli.arguments import JsonFile, Seed, lines_of, show, write
+from patchclamp.cli.arguments import JsonFile, Seed, given, lines_of, show, write
 
 if TYPE_CHECKING:
     from patchclamp import editing
@@ -116,23 +116,22 @@ class Edit:
     def _given(self) -> list[str]:
         """The options that belong to some methods only, as far as they were given."""
         every = dict.fromkeys(name for names in TAKES.values() for name in names)
-        values = {name: getattr(self, FIELDS.get(name) or name) for name in every}
-        return [name for name, value in values.items() if value is not None and value is not False and value != ()]
+        return [name for name in every if given(getattr(self, FIELDS.get(name) or name))]
 
     def _refuse_what_is_not_taken(self) -> None:
-        given, takes = self._given(), TAKES[self.method]
-        strange = [f"--{name}" for name in given if name not in takes]
+        named, takes = self._given(), TAKES[self.method]
+        strange = [f"--{name}" for name in named if name not in takes]
         if strange:
             raise ValueError(f"--method {self.method} takes no {', '.join(strange)}; it takes --{', --'.join(takes)}")
-        of_joint = [f"--{name}" for name in given if name in OF_JOINT]
+        of_joint = [f"--{name}" for name in named if name in OF_JOINT]
         if self.method == "memit" and of_joint and not self.joint:
             raise ValueError(f"{', '.join(of_joint)} of memit are settings of --joint, which is not there")
-        said = [name for name in given if name in ONE_FACT]
+        said = [name for name in named if name in ONE_FACT]
         if "facts" in takes:
             missing = [name for name in ONE_FACT[:4] if name not in said]
-            if ("facts" in given) == bool(said) or ("facts" not in given and missing):
+            if ("facts" in named) == bool(said) or ("facts" not in named and missing):
                 raise ValueError("say which facts: either --facts FILE, or all of --subject --prompt --from --to")
-        elif takes[0] not in given:
+        elif takes[0] not in named:
             raise ValueError(f"--method {self.method} needs --{takes[0]}")
 
     def _rewritten(self, model: "Model", texts: list[str]) -> tuple[list["editing.Edit"], Rows]:
