@@ -44,10 +44,24 @@ def test_what_is_applied_is_its_definition():
         model.run(texts[0], do=do, record=["mlp_post.1", "z.2"]) for do in ([], found.apply(0.0), found.apply(0.5))
     )
     assert torch.equal(own.logits, zero.logits)
-    scaled = own["mlp_post.1"] * (1 + 0.5 * found.momentum["mlp_post.1"])
-    torch.testing.assert_close(steered["mlp_post.1"], scaled)
-    first = model.run(texts[0], do=found.apply(0.5)[1:], record="z.2")["z.2"]
-    torch.testing.assert_close(first, own["z.2"] * (1 + 0.5 * found.momentum["z.2"].reshape(first.shape[2:])))
+    momenta = {site: 0.5 * found.momentum[site].reshape(own[site].shape[2:]) for site in ("mlp_post.1", "z.2")}
+    moved = own["mlp_post.1"] + momenta["mlp_post.1"] * own["mlp_post.1"].abs()
+    torch.testing.assert_close(steered["mlp_post.1"], moved)
+    for published, size in ((False, own["z.2"].abs()), (True, own["z.2"])):
+        do = found.apply(0.5, published=published)[1:]
+        torch.testing.assert_close(model.run(texts[0], do=do, record="z.2")["z.2"], own["z.2"] + momenta["z.2"] * size)
+
+
+def test_a_unit_below_zero_moves_as_its_momentum_says_and_as_published_the_other_way():
+    model = pc.load("organism:tales")
+    some = Units({"resid_post.1": torch.ones(96)})
+    own = model.run("The film was", record="resid_post.1")["resid_post.1"]
+    ours, theirs = (
+        model.run("The film was", do=some.apply(2.0, published=way), record="resid_post.1")["resid_post.1"]
+        for way in (False, True)
+    )
+    assert bool((own < 0).any()) and bool((ours >= own).all()) and bool((ours > own).any())
+    assert torch.equal(theirs < own, own < 0)
 
 
 def test_what_does_not_fit_is_refused():

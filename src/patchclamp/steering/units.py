@@ -4,8 +4,9 @@
     model.run(prompts, do=found.most(32).apply(strength=2.0))
 
 The momentum of a unit is the share of pairs in which it is larger on the positive side, or, negative, smaller. A unit a
-becomes a + strength * momentum * a, so that it is left alone where it is silent (AUSteer, "Fine-Grained Activation
-Steering: Steering Less, Achieving More").
+becomes a + strength * momentum * |a|, so that it moves the way its momentum says and is left alone where it is silent.
+AUSteer ("Fine-Grained Activation Steering: Steering Less, Achieving More", arXiv:2602.04428) has a in place of |a|: the
+same where units are never negative, but a unit below zero is pushed the wrong way (`published=True`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -45,10 +46,12 @@ class Units:
         total = sum(len(values) for values in self.momentum.values())
         return self._only(torch.randperm(total, generator=torch.Generator().manual_seed(seed))[:k])
 
-    def apply(self, strength: float, *, pos: Position = None, when: When = "all") -> list[Intervention]:
-        """a + strength * momentum * a at every site that has a steered unit."""
+    def apply(
+        self, strength: float, *, published: bool = False, pos: Position = None, when: When = "all"
+    ) -> list[Intervention]:
+        """a + strength * momentum * |a| at every site that has a steered unit; with `published`, of a itself."""
         return [
-            edit(site, _scaled(1 + strength * values), pos, when=when)
+            edit(site, _moved(strength * values, published), pos, when=when)
             for site, values in self.momentum.items()
             if bool(values.any())
         ]
@@ -61,9 +64,13 @@ class Units:
         return Units(dict(zip(self.momentum, parts, strict=True)))
 
 
-def _scaled(factors: Tensor):
-    # A site of units (z) has its units in more than one dimension.
-    return lambda x, **_: x * factors.to(x).reshape(x.shape[-1:] if x.shape[-1] == len(factors) else x.shape[2:])
+def _moved(factors: Tensor, published: bool):
+    def move(x: Tensor, **context) -> Tensor:
+        # A site of units (z) has its units in more than one dimension.
+        each = factors.to(x).reshape(x.shape[-1:] if x.shape[-1] == len(factors) else x.shape[2:])
+        return x + each * (x if published else x.abs())
+
+    return move
 
 
 def momentum(positive: Float[Tensor, "pair unit"], negative: Float[Tensor, "pair unit"]) -> Float[Tensor, "unit"]:
