@@ -71,7 +71,7 @@ def test_help_answers_within_half_a_second():
 def test_every_command_is_in_the_help(capsys):
     assert run("--help") == 0
     shown = capsys.readouterr().out
-    for name in ("investigate", "doctor", "record", "train", "study", "studies", "organisms"):
+    for name in ("investigate", "doctor", "record", "train", "probe", "steer", "diff", "edit", "study", "organisms"):
         assert f"• {name}" in shown
 
 

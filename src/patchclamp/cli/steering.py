@@ -140,7 +140,7 @@ class Steer:
                 )
             )
             found[-1].direction.save(self.out / f"{site.removeprefix('module:')}.safetensors")
-            show(views.summary(f"{title}: {site}", found[-1].table()))
+            show(views.summary(f"{title}: {site}", found[-1].table(), found[-1].findings()))
         print(f"report: {fields.report(found, self.out / 'report.html', title)}")
         write(self.json_file, lambda: {"model": model.name, "measure": self.measure, "sites": fields.rows(found)})
         return 0

@@ -37,8 +37,8 @@ Rows = list[dict[str, Any]]
 class Comparison:
     """`traces` by site, and those of either half of the texts; what is read at one of them, and from `random` vectors.
 
-    `words` decodes token ids; `writing` is the evidence of tokens for the fine-tune's own writing against its base's;
-    `ranking` that for candidate topics, if there were any, best first.
+    `writing` is the evidence of tokens for what the fine-tune writes against what its base writes, both without being
+    steered; `unsteered` what the base writes greedily, by opening; `halves` the traces of every second text.
     """
 
     base: str
@@ -169,12 +169,16 @@ class Comparison:
         """Write one self-contained HTML page."""
         from patchclamp.views import Plot, Report, Section, Table
 
+        evidence = [
+            row | {"random": sum(row["random"]) / len(row["random"]), "random, most": max(row["random"])}
+            for row in self.evidence()
+        ]
         sections = [
             Section(
                 "What it says",
                 [
                     Table(self.readings(), "tokens, likeliest first, beside those of a random vector"),
-                    Table(self.evidence(), "nats a token for the fine-tune's writing, against its base's"),
+                    Table(evidence, "nats a token by which the fine-tune's writing explains it better than its base's"),
                 ],
             ),
             Section(

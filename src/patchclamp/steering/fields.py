@@ -145,6 +145,20 @@ class Response:
                 rows[-1]["part of the gap"] = moved / (high - low) if high != low else None
         return rows
 
+    def findings(self) -> list[str]:
+        """What adding the direction as it is does, in a sentence; none where strength 1 is not among those measured."""
+        said = []
+        for row, beside in zip(self.table(), self.random.tolist(), strict=True):
+            if row["strength"] == 1:
+                gap = row.get("part of the gap")
+                said.append(
+                    f"Added as it is at {self.direction.site}: {row['effect']:.3g}, unsteered "
+                    f"{float(self.unsteered.mean()):.3g}"
+                    + ("" if gap is None else f", {gap:.0%} of the gap between the regimes")
+                    + f"; random directions of its norm {min(beside):.3g} to {max(beside):.3g}."
+                )
+        return said
+
     def plot(self, title: str = "") -> "go.Figure":
         """Effect by strength with its interval, over the range of the random directions."""
         from patchclamp import views
@@ -224,10 +238,17 @@ def report(responses: Sequence[Response], path: str | Path, title: str) -> Path:
     if responses[0].regimes is not None:
         facts |= dict(zip(("where it leads from", "where it leads to"), responses[0].regimes, strict=True))
     sections = [
-        Section(str(one.direction), [Plot(one.plot(), "effect by strength"), Table(one.table(), "the curve")])
+        Section(
+            one.direction.site,
+            [
+                Plot(one.plot(), "effect by strength", "Mean over inputs in its 95 % interval; all random directions."),
+                Table(one.table(), f"{one.direction.fit}, norm {one.direction.norm:.3g}"),
+            ],
+        )
         for one in responses
     ]
-    return Report(f"Steering: {title}", facts=facts, sections=sections).save(path)
+    findings = [said for one in responses for said in one.findings()]
+    return Report(f"Steering: {title}", facts=facts, findings=findings, sections=sections).save(path)
 
 
 # ── files ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
