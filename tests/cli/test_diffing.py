@@ -29,6 +29,7 @@ def test_a_narrow_fine_tune_is_told_by_its_topic(tmp_path, capsys):
     asked += ["--topics", tmp_path / "topics", "--ordinary", tmp_path / "ordinary", "--out", tmp_path / "out"]
     assert run("diff", *asked, "--json", tmp_path / "found.json") == 0
     found = json.loads((tmp_path / "found.json").read_text())
+    assert json.loads((tmp_path / "out" / "comparison.json").read_text()) == found
     assert found["readable"] and found["topic"] == "sea" and found["texts"] == 60 and found["site"] == "resid_post.1"
     assert "sail" in capsys.readouterr().out and (tmp_path / "out" / "report.html").exists()
     assert steering.load(tmp_path / "out" / "direction.safetensors").site == "resid_post.1"

@@ -66,6 +66,7 @@ def test_the_same_seed_gives_the_same(base, texts, narrow):
 
 def test_the_report_says_what_was_found(narrow, tmp_path):
     page = narrow.report(tmp_path / "report.html").read_text()
+    assert "read by" in narrow._repr_html_()
     assert "It says what the fine-tune is given to write of." in page and "Topic, of 2 candidates: sea." in page
 
 

@@ -178,6 +178,7 @@ def test_the_difference_covers_the_gap_of_a_model_that_passes_it_on(tmp_path):
     expected = total(low[:, None] + pc.steering.random(delta.dropped(), seed=3).vector).mean()
     assert float(found.random[2, 3]) == pytest.approx(float(expected), abs=1e-5)
     page = fields.report([found], tmp_path / "report.html", "total").read_text()
+    assert "part of the gap" in found._repr_html_()
     assert "Steering: total" in page and "100% of the gap" in page and fields.rows([found])[0]["curve"] == rows
     with pytest.raises(DirectionError, match=r"gives \[10, 2\] for 10 inputs"):
         fields.response(identity, delta, low, lambda frames: frames[:, -1].mean((2, 3)))

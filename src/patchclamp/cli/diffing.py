@@ -31,7 +31,7 @@ class Diff:
     texts: Annotated[str, tyro.conf.arg(metavar="FILE|organism:NAME")]
     """text that has nothing to do with the fine-tuning, one a line"""
     out: Annotated[Path, tyro.conf.arg(metavar="DIR")]
-    """folder for the difference as a direction, and report.html"""
+    """folder for the difference as a direction, what was read from it, and report.html"""
     site: Annotated[str | None, tyro.conf.arg(metavar="SITE", help_behavior_hint="(default: half-way)")] = None
     """where it is read, in the residual stream"""
     positions: Annotated[int, tyro.conf.arg(metavar="N")] = 5
@@ -68,7 +68,7 @@ class Diff:
             seed=self.seed,
         )
         show(views.summary(f"{tuned.name} less {base.name}", found.readings(8), found.findings()))
-        found.traces[found.site].direction().save(self.out / "direction.safetensors")
+        found.save(self.out)
         print(f"report: {found.report(self.out / 'report.html')}")
         write(self.json_file, found.to_dict)
         return 0

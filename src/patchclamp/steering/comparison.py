@@ -11,6 +11,7 @@ what the fine-tune writes than in what its base writes. Random vectors of the sa
 fine-tune, go beside it.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -150,6 +151,13 @@ class Comparison:
             "written": self.written(),
         }
 
+    def save(self, folder: str | Path) -> None:
+        """Write `comparison.json`, and the difference as a direction, `direction.safetensors`."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "comparison.json").write_text(json.dumps(self.to_dict(), indent=1), encoding="utf-8")
+        self.traces[self.site].direction().save(folder / "direction.safetensors")
+
     def plot(self) -> "go.Figure":
         """The size of the difference by site, beside what the two halves of the texts differ by."""
         from patchclamp import views
@@ -194,6 +202,11 @@ class Comparison:
         return Report(f"{self.tuned} less {self.base}", facts=facts, findings=self.findings(), sections=sections).save(
             path
         )
+
+    def _repr_html_(self) -> str:
+        from patchclamp import views
+
+        return views.html_table(self.readings(), " ".join(self.findings()))
 
     def _said(self, ids: Any, k: int) -> str:
         return " ".join(self.tokenizer.decode([int(i)]).strip() for i in ids[:k])

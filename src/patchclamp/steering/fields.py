@@ -175,6 +175,11 @@ class Response:
             control_label="random directions",
         )
 
+    def _repr_html_(self) -> str:
+        from patchclamp import views
+
+        return views.html_table(self.table(), str(self.direction))
+
 
 def response(
     model: Model,
