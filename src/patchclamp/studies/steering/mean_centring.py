@@ -3,10 +3,16 @@
 The mean activation of a text is mostly an offset that all text shares. Less the mean over the text it is part of, it is
 about the text, so that adding it steers further at the same length: towards a genre, away from rude words, and to the
 task that examples show. Every claim is the mean over a whole curve of strengths, none of which was chosen.
+
+Of function vectors it does not hold on `tales`: there is little to remove. Behind the first layer .13 to .30 of the
+squared norm of a task's mean state is the mean of all tasks (three models), and centred and uncentred vectors
+both answer nearly every query at strengths 1 and 2. In the first layer, where .72 to .98 is shared, the gain is .01,
+.12 and -.01 with three models: what is shared there is the query's own "A:", and more of it does little harm. A network
+of three layers, trained on six maps of ten words, was no different (shared .27, .11, .02; gains below .05).
 """
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -53,7 +59,7 @@ def offset(lab: Lab) -> Measured:
 )
 def genres(lab: Lab) -> Measured:
     """Of the genres' words that are written, those of the target; over all pairs of genres, prompts and strengths."""
-    return _gain(lab.once(_genre_shares))
+    return _gain(_pooled(lab, _genre_shares))
 
 
 @study.finding(
@@ -63,7 +69,7 @@ def genres(lab: Lab) -> Measured:
     given=genres,
 )
 def genres_random(lab: Lab) -> Measured:
-    shares = lab.once(_genre_shares)
+    shares = _pooled(lab, _genre_shares)
     return Measured.mean(shares["random"].mean(0), control=shares["centred"].mean(0))
 
 
@@ -74,7 +80,7 @@ def genres_random(lab: Lab) -> Measured:
 )
 def tones(lab: Lab) -> Measured:
     """Of the rude and polite words that are written behind a rude adjective, the polite ones; and the reverse."""
-    return _gain(lab.once(_tone_shares))
+    return _gain(_pooled(lab, _tone_shares))
 
 
 @study.finding(
@@ -84,29 +90,29 @@ def tones(lab: Lab) -> Measured:
 )
 def functions(lab: Lab) -> Measured:
     """Mean over layers, strengths and the tasks that answer the same queries differently."""
-    return _gain(lab.once(_function_accuracy))
+    return _gain(_pooled(lab, _function_accuracy))
 
 
 @study.figure("share of the target genre's words by strength")
 def genre_curve(lab: Lab):
-    return _curve(lab.once(_genre_shares), "share of the target's words")
+    return _curve(_pooled(lab, _genre_shares), "share of the target's words")
 
 
 @study.figure("share of words in the target tone by strength")
 def tone_curve(lab: Lab):
-    return _curve(lab.once(_tone_shares), "share of the target's words")
+    return _curve(_pooled(lab, _tone_shares), "share of the target's words")
 
 
 @study.figure("accuracy of function vectors on bare queries by strength")
 def function_curve(lab: Lab):
-    return _curve(lab.once(_function_accuracy), "accuracy")
+    return _curve(_pooled(lab, _function_accuracy), "accuracy")
 
 
 @study.figure("what the genre vectors cost neutral text, by strength")
 def cost(lab: Lab):
     """KL from the clean model's predictions, nats a token, mean over genres."""
     text = Neutral(lab.model, [d.text for d in prose_of("story", 32, lab.seed)])
-    vectors = lab.once(_genre_vectors)
+    vectors = lab.once(_genre_vectors, lab.seed)
     curves = {
         way: [sum(text.measure([d.add(s)])["kl"] for d in vectors[way].values()) / len(world.GENRES) for s in STRENGTHS]
         for way in WAYS
@@ -125,6 +131,12 @@ Vectors = Mapping[str, Mapping[str, Direction]]
 """By way (centred, uncentred, random) and target; of one target all are of one norm."""
 
 
+def _pooled(lab: Lab, work: Callable[[Lab, int], dict[str, Tensor]]) -> dict[str, Tensor]:
+    """By way, of all seeds: the last axis is the prompt's."""
+    parts = [lab.once(work, seed) for seed in range(lab.seed, lab.seed + (3 if lab.full else 1))]
+    return {way: torch.cat([part[way] for part in parts], -1) for way in WAYS}
+
+
 def _gain(shares: Mapping[str, Tensor]) -> Measured:
     """What is over the uncentred vector, by prompt, over all strengths."""
     ours, base, rand = (shares[way].mean(0) for way in WAYS)
@@ -137,7 +149,7 @@ def _curve(shares: Mapping[str, Tensor], y: str):
     return views.lines(list(STRENGTHS), curves, control=control, x_title="strength", y_title=y, control_label="random")
 
 
-def _vectors(lab: Lab, texts: Mapping[str, Sequence[str]]) -> Vectors:
+def _vectors(lab: Lab, texts: Mapping[str, Sequence[str]], seed: int) -> Vectors:
     """Of each set of texts its mean, centred on the mean over all of them, and its rivals."""
     site = f"resid_post.{lab.model.n_layers // 2}"
     everything = [text for some in texts.values() for text in some]
@@ -146,14 +158,14 @@ def _vectors(lab: Lab, texts: Mapping[str, Sequence[str]]) -> Vectors:
         for target, some in texts.items()
     }
     plain = {target: steering.mean(lab.model, list(some), site=site) for target, some in texts.items()}
-    return _rivals(lab, centred, plain)
+    return _rivals(centred, plain, seed)
 
 
-def _rivals(lab: Lab, centred: Mapping[str, Direction], plain: Mapping[str, Direction]) -> Vectors:
+def _rivals(centred: Mapping[str, Direction], plain: Mapping[str, Direction], seed: int) -> Vectors:
     return {
         "centred": centred,
         "uncentred": {target: plain[target].rescaled(own.norm) for target, own in centred.items()},
-        "random": {t: steering.random(own, seed=100 * lab.seed + n) for n, (t, own) in enumerate(centred.items())},
+        "random": {t: steering.random(own, seed=100 * seed + n) for n, (t, own) in enumerate(centred.items())},
     }
 
 
@@ -183,32 +195,32 @@ def _share(text: str, target: str, owner: Mapping[str, str]) -> float:
 # ── genres ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _genre_vectors(lab: Lab) -> Vectors:
-    rng = random.Random(lab.seed)
-    return _vectors(lab, {genre: [prose.of_genre(rng, genre).text for _ in range(32)] for genre in world.GENRES})
+def _genre_vectors(lab: Lab, seed: int) -> Vectors:
+    rng = random.Random(seed)
+    return _vectors(lab, {genre: [prose.of_genre(rng, genre).text for _ in range(32)] for genre in world.GENRES}, seed)
 
 
-def _genre_shares(lab: Lab) -> dict[str, Tensor]:
-    rng = random.Random(f"prompts/{lab.seed}")
+def _genre_shares(lab: Lab, seed: int) -> dict[str, Tensor]:
+    rng = random.Random(f"prompts/{seed}")
     prompts = [
         (prose.of_genre(rng, source).text.split(".")[0] + ".", target)
         for source in world.GENRES
         for target in world.GENRES
-        for _ in range(8 if lab.full else 2)
+        for _ in range(4 if lab.full else 2)
         if source != target
     ]
     owner = {word: genre for genre, words in world.GENRES.items() for word in words}
-    return _shares(lab, lab.once(_genre_vectors), prompts, owner, tokens=14)
+    return _shares(lab, lab.once(_genre_vectors, seed), prompts, owner, tokens=14)
 
 
 # ── tones ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _tone_shares(lab: Lab) -> dict[str, Tensor]:
+def _tone_shares(lab: Lab, seed: int) -> dict[str, Tensor]:
     texts: dict[str, list[str]] = {tone: [] for tone in TONES}
-    for document in prose_of("tone", 128, lab.seed):
+    for document in prose_of("tone", 128, seed):
         texts[next(span.role for span in document.spans if span.role in TONES)].append(document.text)
-    rng = random.Random(lab.seed)
+    rng = random.Random(seed)
     prompts = [
         (f"{opening} {adjective}", target)
         for target, other in (("toxic", "neutral"), ("neutral", "toxic"))
@@ -216,19 +228,25 @@ def _tone_shares(lab: Lab) -> dict[str, Tensor]:
         for opening in ("You are such a", "What a", f"{rng.choice(WORDS.names)} is a")
     ]
     owner = {word: tone for tone, lists in TONES.items() for words in lists for word in words}
-    return _shares(lab, _vectors(lab, texts), prompts, owner, tokens=4)
+    return _shares(lab, _vectors(lab, texts, seed), prompts, owner, tokens=4)
 
 
 # ── tasks shown by examples ───────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _function_accuracy(lab: Lab) -> dict[str, Tensor]:
-    """[strength, query] by way, mean over layers: whether the task's answer is the likeliest next token."""
-    rng = random.Random(lab.seed)
-    tasks = lexicon.pairs()
-    shown = {
-        task: [_question(knowledge.shots(knowledge.examples(rng, task)).text) for _ in range(24)] for task in tasks
+def _shown(seed: int) -> dict[str, list[str]]:
+    """By task, prompts with examples of it."""
+    rng = random.Random(seed)
+    return {
+        task: [_question(knowledge.shots(knowledge.examples(rng, task)).text) for _ in range(24)]
+        for task in lexicon.pairs()
     }
+
+
+def _function_accuracy(lab: Lab, seed: int) -> dict[str, Tensor]:
+    """[strength, query] by way, mean over layers: whether the task's answer is the likeliest next token."""
+    lab.need(lab.model.tokenizer is not None, "a model with a tokenizer, since its questions are text")
+    rng, shown, tasks = random.Random(f"queries/{seed}"), _shown(seed), lexicon.pairs()
     queries = [(task, *pair) for task in tasks for pair in rng.sample(tasks[task], 12)]
     prompts = [f"Q: {source} A:" for _, source, _ in queries]
     ids = [lab.model.tokenizer(f" {answer}", add_special_tokens=False)["input_ids"][0] for *_, answer in queries]
@@ -237,7 +255,7 @@ def _function_accuracy(lab: Lab) -> dict[str, Tensor]:
     for layer in lab.progress(range(lab.model.n_layers), "function vectors by layer"):
         site = f"resid_post.{layer}"
         ours, plain = (steering.function_vectors(lab.model, shown, site=site, centred=c) for c in (True, False))
-        for way, vectors in _rivals(lab, ours, plain).items():
+        for way, vectors in _rivals(ours, plain, seed).items():
             by_query = torch.stack([vectors[task].vector for task, *_ in queries])
             curve = [_likeliest(lab.model, prompts, add(site, s * by_query, pos=-1)) == answers for s in STRENGTHS]
             found[way].append(torch.stack(curve).double())
