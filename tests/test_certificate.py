@@ -80,6 +80,7 @@ def test_variants_certify(name, changes):
     [
         ("llama", Site("attn_out", 1), Site("mlp_out", 1)),
         ("llama", Site("resid_mid", 1), Site("resid_pre", 1)),
+        ("llama", Site("z", 1), Site("z", 0)),
         ("mixtral", Site("expert_weight", 0), Site("expert_weight", 1)),
         ("mixtral", Site("expert_index", 1), Site("expert_index", 0)),
     ],
@@ -95,6 +96,40 @@ def test_a_wrong_tap_is_caught(name, wrong, right):
     moved = {**taps, wrong: replace(taps[right], site=wrong)}
     model._anatomies = dict.fromkeys(model._anatomies, replace(model.anatomy, taps=moved))
     assert not certify(model.anatomy, model.hf, model._raw_run).holds
+
+
+def gated(**changes):
+    """Qwen3-Next: z is gated before the out-projection; every MLP is a mixture."""
+    options = tiny.CONFIGS["qwen2_moe"][1] | {"num_hidden_layers": 2, "layer_types": ["full_attention"] * 2} | changes
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return transformers.Qwen3NextForCausalLM(transformers.Qwen3NextConfig(**options)).eval()
+
+
+def test_a_gate_behind_attention_is_said_to_be_one():
+    certificate = wrap(gated()).certify()
+    assert certificate.holds, str(certificate)
+    assert any(row.equation == "z = gate * (pattern @ v), gate > 0" for row in certificate.rows)
+
+
+def test_what_is_not_a_number_does_not_hold():
+    model = wrap(tiny.build("llama"))
+    assert model.anatomy.taps
+    model.hf.model.layers[1].mlp.down_proj.weight.data[0, 0] = torch.nan
+    rows = {row.equation: row for row in model.certify().rows}
+    assert rows["down-projection(mlp_post) = what the MLP computes"].holds is False
+    assert rows["resid_mid = resid_pre + attn_out"].holds is False  # of layer 2; those before hold
+
+
+def test_a_mixtures_neurons_are_not_those_of_the_layers_mixer():
+    """Jamba: state-space layers have an up- and a down-projection of their own."""
+    options = tiny._LLAMA | {"attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_offset": 0, "num_experts": 4}
+    options |= {"expert_layer_period": 1, "mamba_d_state": 4, "use_mamba_kernels": False, "num_hidden_layers": 2}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = wrap(transformers.JambaForCausalLM(transformers.JambaConfig(**options)).eval())
+    assert model.certify().holds, str(model.certificate)
+    assert "mlp_post" not in {site.kind for site in model.sites()}
 
 
 @pytest.mark.parametrize("name", ["mixtral", "qwen2_moe", "gpt_oss"])

@@ -109,7 +109,9 @@ def _find_attention(block: Block, trace: Trace, inner: list[Call], batch: int) -
         is_cross = length is not None and n_keys != length
         time = keys.time
         width = found.heads * found.d_value
+        before = [_input(c) for c in inner if is_linear(c.module) and c.start < time]
         outs = [c for c in inner if is_linear(c.module) and c.start > time and _input(c).shape[-1] == width]
+        outs = [c for c in outs if not any(same(_input(c), t) for t in before)]  # a gate reads what queries are made of
         out = min(outs, key=lambda c: c.start, default=None)
         holder = core
         if out is not None and not out.within(core):
@@ -277,6 +279,7 @@ def _find_mlp(block: Block, inner: list[Call]) -> None:
         if is_linear(c.module)
         and c.outputs.get(None) is not None  # Llama 4's router is a linear layer that returns two tensors
         and c not in taken
+        and not (block.mixer_term and (c is block.mixer_term.call or c.within(block.mixer_term.call)))
         and c.outputs[None].numel() * width == block.x.numel() * c.outputs[None].shape[-1]  # every token's, not some
         and not any(c.within(t) for t in inner if is_linear(t.module) and t is not c)
     ]
