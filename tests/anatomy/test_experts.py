@@ -249,3 +249,16 @@ def test_a_sum_that_is_not_of_the_weights_is_noticed(mixtral):
         assert "not the sum" in unread(module, (hidden, index, weight), 1.1 * out)
         assert "form of its own (IndexError" in unread(module, (hidden, index + 4, weight), out)
         assert "none is chosen by index" in unread(module, (hidden,), out)
+
+
+# ── elsewhere ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_sweep_over_experts_is_a_run_for_each(mixtral):
+    task = pc.Task.from_tokens(clean=IDS, corrupt=IDS.roll(1, 0), answers=[5, 6], wrong=[15, 16])
+    effects = pc.patching.sweep(mixtral, task, "expert_weight.1.*", positions="all", normalise=False)
+    source = mixtral.run(task.clean, record="expert_weight.1")
+    for expert in range(4):
+        logits = mixtral.run(task.corrupt, do=pc.patch(f"expert_weight.1.{expert}", source)).logits
+        wanted = pc.metrics.logit_difference(task.at_answer(logits), task).mean()
+        assert float(effects.sel(expert=expert).squeeze()) == pytest.approx(float(wanted), abs=1e-4)
