@@ -8,6 +8,11 @@ The model here is an emulator of three systems, which infers a run's diffusivity
 strength are chosen on other files than those that judge. That half of the gap between two regimes is covered is asked
 of diffusivity by the acceptance test; of speed and vortices the paper gives no number, and the same half is asked. All
 had been looked at in earlier emulators, from whom the measures and the range of strengths come.
+
+In full, with fits, choices and files of three seeds, all holds. What it does not say: that random fields do next to
+nothing is asked, as by the acceptance test, of raising diffusion (.07 of the gap); downwards, and of removing vortices,
+they cover half of the gap (.54, .50 and .49, where the fields cover .97, .94 and .58), for much that disturbs a rollout
+smooths it. In untrained weights vortices that are kept in space appear too (.84 of the gap).
 """
 
 from dataclasses import replace
@@ -149,20 +154,20 @@ def random_does_not(lab: Lab) -> Measured:
 
 
 @study.finding(
-    "fitted on tracers and without space, it raises the diffusivity of a reaction: share of files with the right sign",
+    "fitted on tracers and without space, it raises the diffusivity of a reaction: share of files",
     at_least=0.8,
-    control="random fields of the same size",
+    control="random fields of the same size, each beside the others",
     given=raises,
 )
 def transfers(lab: Lab) -> Measured:
-    """More under the field than under its opposite."""
+    """More under the field than under its opposite, and the difference larger than under any random field."""
     return _signs(lab, REACTION)
 
 
 @study.finding(
-    "and the viscosity of a shear flow: share of files with the right sign",
+    "and the viscosity of a shear flow: share of files",
     at_least=0.8,
-    control="random fields of the same size",
+    control="random fields of the same size, each beside the others",
     given=raises,
 )
 def transfers_to_flows(lab: Lab) -> Measured:
@@ -297,15 +302,21 @@ def _signs(lab: Lab, feature: Feature) -> Measured:
 
 
 def _risen(lab: Lab, feature: Feature) -> tuple[Tensor, Tensor]:
-    """By file whether there is more under the field than under its opposite; the same under random ones."""
+    """By file whether there is more under the field than under its opposite, by more than under any random field.
+
+    The sign alone says little: any field, in untrained weights too, has one and the same in nearly all files.
+    """
     model, chosen = physics.emulator(lab), lab.once(physics.choice, DIFFUSION)
     frames = physics.files(lab, feature, physics.MIDDLE, 2)
 
-    def right(field: Direction) -> Tensor:
+    def rise(field: Direction) -> Tensor:
         up, down = (feature.measured(model, frames, [field.add(sign * chosen.strength)]) for sign in (1, -1))
-        return up > down
+        return up - down
 
-    return right(chosen.delta), torch.cat([right(other) for other in physics.controls(lab, chosen.delta)])
+    drawn = torch.stack([rise(other) for other in physics.controls(lab, chosen.delta)])
+    others = torch.stack([drawn[torch.arange(len(drawn)) != i].amax(0) for i in range(len(drawn))])
+    own = rise(chosen.delta)
+    return (own > 0) & (own > drawn.amax(0)), ((drawn > 0) & (drawn > others)).flatten()
 
 
 def _drift(model: Model, frames: Tensor, do: Intervention) -> Tensor:
