@@ -10,14 +10,14 @@ Labels are binary. Several classes are several labels, each against the rest: `o
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-BLOCK = 2**20
-"""Numbers of x that are worked on at once: about what stays in a processor's cache, in float64."""
+BLOCK = 2**21
+"""Numbers of x that are worked on at once: about what stays in a processor's cache, in float32."""
 
 
 class Vector(NamedTuple):
@@ -66,6 +66,8 @@ class Estimator:
     """The part that all probes share. A kind of probe says how to solve one block of sites: `_solve`."""
 
     probe_: Probe = field(init=False, repr=False)
+    doubled: ClassVar[bool] = True
+    """Whether `_solve` wants x in float64; if not, float32 stays what it is."""
 
     def fit(self, x: Any, y: Any, *, sample_weight: Any = None, site: str | None = None) -> Self:
         """Fit one probe for each site of x and each label of y.
@@ -78,9 +80,10 @@ class Estimator:
         x, y, weights, labelled = arranged(x, y, sample_weight)
         sites = x.shape[:-2]
         flat = x.reshape(-1, *x.shape[-2:])
+        dtype = torch.float64 if self.doubled or x.dtype != torch.float32 else torch.float32
         y, weights = y.reshape(-1, *y.shape[-2:]), weights.reshape(-1, *weights.shape[-2:])
         found = [
-            self._solve(flat[part].double(), _part(y, part), _part(weights, part))
+            self._solve(flat[part].to(dtype), _part(y, part), _part(weights, part))
             for part in range_blocks(len(flat), flat.shape[1] * flat.shape[2])
         ]
         label = (y.shape[-1],) if labelled else ()
@@ -99,7 +102,7 @@ class Estimator:
     ) -> tuple[Tensor, ...]:
         """Weight [site, label, d] and bias [site, label], and what else was learnt, each [site, label, ...].
 
-        `some` is the number of sites, or 1 where all share their labels. All float64.
+        `some` is the number of sites, or 1 where all share their labels. All float64, but for x as `doubled` says.
         """
         raise NotImplementedError
 

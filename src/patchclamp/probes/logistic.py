@@ -2,24 +2,37 @@
 
     Logistic(C=0.1).fit(x, y)                  # minimises 1/2 |w|^2 + C sum_i s_i log(1 + exp(-t_i (w . x_i + b)))
 
-Limited-memory BFGS on all problems together. What makes it quick: labels at one site share its activations, so that
-margins and gradients are matrix products; what preconditions one label preconditions all of its site; and a line
-search needs only margins, no further product.
+Limited-memory BFGS on all problems together, in single precision. What makes it quick: labels at one site share its
+activations, so that margins and gradients are matrix products; two preconditioners, between which each label has its
+own, do for a site; a line search needs only margins; what is done leaves; the last few get Hessians of their own.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.linalg import vecdot
+from torch.nn.functional import softplus
 
 from patchclamp.probes.estimator import Estimator
 
-MEMORY = 5
-ROUGH = 1e-5
-"""The tolerance up to which single precision goes."""
-CURVATURE = 0.05
-"""Mean of p (1 - p) over rows that the preconditioner assumes."""
+MEMORY = 6
+ROUGH = 1e-7
+"""The finest tolerance that single precision reaches."""
+CURVATURES = (0.002, 0.2)
+"""Means of p (1 - p) over rows between which the preconditioner knows a label's Hessian."""
+MEASURED = (2, 4)
+"""After how many steps a label's mean of p (1 - p) is taken anew."""
+SLOPES = ((0.4, 0.2), (0.6, 0.4), *6 * [(0.9, 0.9)])
+"""How much of the slope may be left, downwards and upwards, after each trial of a line search."""
+LEFT = 0.85
+"""Share of the problems still going, below which the others are dropped."""
+OWN = 6
+"""How many times the work of the Hessians of all that are left must have been done before they are computed."""
+SMALL, MANY = 2**15, 8
+"""Sites of fewer numbers are not worth a matrix product of their own, where they are more than so many."""
 PAYS = 60
 """Passes over the rows that a whole preconditioner saves a label, about."""
 
@@ -39,6 +52,7 @@ class Logistic(Estimator):
     standardise: bool = False
     tolerance: float = 1e-6
     iterations: int = 1000
+    doubled: ClassVar[bool] = False
 
     def predict_proba(self, x: object) -> Float[Tensor, "*row_and_label"]:
         """Probability of yes."""
@@ -52,7 +66,7 @@ class Logistic(Estimator):
         scale = None
         if self.standardise:
             scale = deviation(x, weights.mean(-1, keepdim=True))
-            x = x / scale
+            x = x / scale.to(x.dtype)
         w, b = solve(x, y, self.C * weights, tolerance=self.tolerance, iterations=self.iterations)
         return (w if scale is None else w / scale), b
 
@@ -87,161 +101,236 @@ def solve(
     tolerance: float = 1e-6,
     iterations: int = 1000,
 ) -> tuple[Float[Tensor, "site label d"], Float[Tensor, "site label"]]:
-    """The minimum of `objective`: most of the way in single precision, the rest in double.
+    """The minimum of `objective`: found in single precision, and polished in double where rounding could show.
 
     RuntimeError where it was not reached.
     """
-    sites, rows, _ = x.shape
+    sites, rows, d = x.shape
     y, weights = (t.transpose(1, 2).expand(sites, -1, rows) for t in (y, weights))
-    shared = weights.mean(1)[..., None]
-    centre = (shared * x).sum(1, keepdim=True) / shared.sum(1, keepdim=True)
-    x = torch.cat([x - centre, x.new_ones(sites, rows, 1)], -1)  # the last of the unknowns is the bias
-    start = x.new_zeros(sites, y.shape[1], x.shape[-1])
+    labels, shared = y.shape[1], weights.mean(1, keepdim=True)
+    centre = (shared / shared.sum(-1, keepdim=True)).to(x.dtype) @ x
+    start = y.new_zeros(sites, labels, d + 1)  # the last of the unknowns is the bias
     start[..., -1] = torch.logit((weights * y).sum(-1) / weights.sum(-1))
-    inverse = _preconditioner(x, shared, y.shape[1])
-    rough, exact = (_Problem.of(x, y, weights, inverse, dtype) for dtype in (torch.float32, torch.float64))
-    near, _ = _minimise(rough, start.float(), max(tolerance, ROUGH), min(iterations, 100))
-    found, reached = _minimise(exact, near.double(), tolerance, iterations)
+    now, y, weights = (t.flatten(0, 1) for t in (start, y, weights))
+    for dtype, limit in ((torch.float32, min(iterations, 100)), (torch.float64, iterations)):
+        rough = dtype == torch.float32
+        lifted = x.new_ones(sites, rows, d + 1, dtype=dtype)
+        torch.sub(x if rough else x.double(), centre, out=lifted[..., :-1])
+        if rough:
+            inverse = _inverses(lifted, shared.float(), labels)
+        heavy = weights.to(dtype)
+        problems = _Problems(lifted, inverse.to(dtype), [labels] * sites, heavy, -heavy * y.to(dtype))
+        now, reached = _minimise(problems, now.to(dtype), max(tolerance, ROUGH * rough), limit)
+        # No margin is rounded by more than this, and the value by no more than its square.
+        rounding = torch.finfo(dtype).eps * float(now.norm(dim=-1).amax() * lifted.norm(dim=-1).amax())
+        if rough and reached and tolerance >= ROUGH and rounding**2 <= tolerance:
+            break
     if not reached:
         raise RuntimeError(f"no convergence in {iterations} iterations: standardise x, or lower C")
-    w, b = found[..., :-1], found[..., -1]
-    return w, b - (w * centre).sum(-1)
+    w, b = now.double().unflatten(0, (sites, labels)).split([d, 1], -1)
+    return w, b[..., 0] - (w * centre).sum(-1)
 
 
-@dataclass
-class _Problem:
-    """Rows by unknowns; labels as signs, weights, and weights of yes [site, label, row]; a preconditioner a site."""
+def _inverses(x: Tensor, shared: Tensor, labels: int) -> Tensor:
+    """Of the Hessian where p (1 - p) is one of CURVATURES in all rows, side by side: whole [site, d, 2d] where that
+    pays, else of its diagonal, for each problem [site * label, 2d].
 
-    x: Tensor
-    sign: Tensor
-    weights: Tensor
-    weighted: Tensor
-    inverse: Tensor
-
-    @classmethod
-    def of(cls, x: Tensor, y: Tensor, weights: Tensor, inverse: Tensor, dtype: torch.dtype) -> "_Problem":
-        y, weights = y.to(dtype), weights.to(dtype).contiguous()
-        return cls(x.to(dtype), 1 - 2 * y, weights, weights * y, inverse.to(dtype))
-
-    def part(self, some: Tensor, order: Tensor) -> "_Problem":
-        """Some sites, and some labels of each."""
-        own = [_picked(t[some], order) for t in (self.sign, self.weights, self.weighted)]
-        return _Problem(self.x[some], own[0], own[1], own[2], self.inverse[some])
-
-    def value(self, z: Tensor, now: Tensor) -> Tensor:
-        loss = torch.nn.functional.softplus(z * self.sign).mul_(self.weights).sum(-1)
-        return loss + 0.5 * (now[..., :-1] ** 2).sum(-1)
-
-    def residual(self, z: Tensor) -> Tensor:
-        return torch.addcmul(self.weighted, self.weights, z.sigmoid(), value=-1).neg_()
-
-    def gradient(self, residual: Tensor, now: Tensor) -> Tensor:
-        out = residual @ self.x
-        out[..., :-1] += now[..., :-1]
-        return out
-
-
-def _picked(t: Tensor, order: Tensor) -> Tensor:
-    """Some labels of each site."""
-    return t.gather(1, order if t.ndim == 2 else order[..., None].expand(-1, -1, t.shape[-1]))
-
-
-def _preconditioner(x: Tensor, shared: Tensor, labels: int) -> Tensor:
-    """Inverse of the Hessian where all rows are undecided: whole [site, d, d] where that pays, else its diagonal
-    [site, 1, d].
+    A label's own is interpolated between the two: it is right for directions of little and of much variance.
     """
     _, rows, d = x.shape
     whole = d * (2 + 1.7 * d / rows) < PAYS * labels
-    gram = (x * shared).transpose(1, 2) @ x if whole else (shared * x**2).sum(1, keepdim=True)
-    gram *= CURVATURE
-    if not whole:
-        gram[..., :-1] += 1
-        return 1 / gram
-    gram.diagonal(dim1=1, dim2=2)[:, :-1].add_(1)
-    return torch.cholesky_inverse(torch.linalg.cholesky(gram))
+    gram = (x * shared.transpose(1, 2)).transpose(1, 2) @ x if whole else shared @ x**2
+    found = []
+    for curvature in CURVATURES:
+        hessian = curvature * gram
+        if whole:
+            hessian.diagonal(dim1=1, dim2=2)[:, :-1].add_(1)
+            found.append(torch.cholesky_inverse(torch.linalg.cholesky(hessian)))
+        else:
+            hessian[..., :-1] += 1
+            found.append((1 / hessian)[:, 0].repeat_interleave(labels, 0))
+    return torch.cat(found, -1)
+
+
+@dataclass
+class _Problems:
+    """Labels of all sites, one after the other; `counts` says how many of each. x [row, unknown] and `inverse` are
+    stacked while every site has as many labels, and lists after that. `target` is -weights * y.
+    """
+
+    x: Tensor | list[Tensor]
+    inverse: Tensor | list[Tensor]
+    counts: list[int]
+    weights: Float[Tensor, "problem row"]
+    target: Float[Tensor, "problem row"]
+
+    def margins(self, now: Tensor) -> Tensor:
+        x = self.x
+        return self._times(now, x.transpose(1, 2) if isinstance(x, Tensor) else [one.T for one in x])
+
+    def residual(self, z: Tensor) -> Tensor:
+        return torch.addcmul(self.target, self.weights, z.sigmoid())
+
+    def gradient(self, residual: Tensor, now: Tensor) -> Tensor:
+        out = self._times(residual, self.x)
+        out[:, :-1] += now[:, :-1]
+        return out
+
+    def value(self, z: Tensor, now: Tensor, some: Tensor) -> Tensor:
+        z = z[some]
+        loss = vecdot(softplus(z), self.weights[some]) + vecdot(z, self.target[some])
+        return loss + 0.5 * (now[some, :-1] ** 2).sum(-1)
+
+    def curvature(self, z: Tensor) -> Tensor:
+        p = z.sigmoid()
+        return torch.addcmul(p, p, p, value=-1).mul_(self.weights)
+
+    def share(self, z: Tensor) -> Tensor:
+        """How much of the first inverse is in a label's own, by its mean of p (1 - p)."""
+        low, high = CURVATURES
+        mean = (self.curvature(z).sum(-1) / self.weights.sum(-1)).clamp(low, high)
+        return ((1 / mean - 1 / high) / (1 / low - 1 / high))[:, None]
+
+    def precondition(self, q: Tensor, share: Tensor) -> Tensor:
+        diagonal = self.inverse if isinstance(self.inverse, Tensor) and self.inverse.ndim == 2 else None
+        both = self._times(q, self.inverse) if diagonal is None else q.repeat(1, 2) * diagonal
+        low, high = both[:, : q.shape[1]], both[:, q.shape[1] :]
+        return torch.lerp(high, low, share) if high.shape[1] else low
+
+    def _times(self, rows: Tensor, matrices: Tensor | list[Tensor]) -> Tensor:
+        if isinstance(matrices, Tensor):
+            return (rows.unflatten(0, (len(matrices), -1)) @ matrices).flatten(0, 1)
+        out = rows.new_empty(len(rows), matrices[0].shape[1])
+        for some, matrix, into in zip(rows.split(self.counts), matrices, out.split(self.counts), strict=True):
+            torch.mm(some, matrix, out=into)
+        return out
+
+    @property
+    def stays(self) -> bool:
+        """Whether sites are too small and too many, or on a device too quick, to be taken apart."""
+        return self.x[0].is_cuda or (self.x[0].numel() < SMALL and len(self.counts) > MANY)
+
+    def whole(self, going: Tensor) -> Tensor:
+        """Those that go on: all labels of a site in which one does, where sites stay together."""
+        if not self.stays:
+            return going
+        site = going.unflatten(0, (len(self.counts), -1))
+        return site.any(1, keepdim=True).expand_as(site).flatten()
+
+    def part(self, going: Tensor, chosen: Tensor) -> "_Problems":
+        """Those that are chosen, which `going` says too."""
+        counts = [int(some.sum()) for some in going.split(self.counts)]
+        sites = [site for site, count in enumerate(counts) if count]
+        x = [self.x[site] for site in sites]
+        diagonal = isinstance(self.inverse, Tensor) and self.inverse.ndim == 2
+        inverse = self.inverse[chosen] if diagonal else [self.inverse[site] for site in sites]
+        if self.stays:
+            x, inverse = torch.stack(x), inverse if isinstance(inverse, Tensor) else torch.stack(inverse)
+        return _Problems(x, inverse, [counts[site] for site in sites], self.weights[chosen], self.target[chosen])
+
+    def own(self, z: Tensor) -> "_Problems":
+        """With each label's own Hessian where it is, as in Newton's method; as it was where rounding rules that out."""
+        x = [one for one, count in zip(self.x, self.counts, strict=True) for _ in range(count)]
+        hessian = torch.stack([(c[:, None] * one).T @ one for one, c in zip(x, self.curvature(z), strict=True)])
+        hessian.diagonal(dim1=1, dim2=2)[:, :-1].add_(1)
+        factor, failed = torch.linalg.cholesky_ex(hessian)
+        size = factor.diagonal(dim1=1, dim2=2)
+        if bool(((failed != 0) | (size.amin(-1) < 10 * torch.finfo(z.dtype).eps ** 0.5 * size.amax(-1))).any()):
+            return self
+        return _Problems(x, list(torch.cholesky_inverse(factor)), [1] * len(x), self.weights, self.target)
 
 
 def _minimise(
-    problem: _Problem, start: Float[Tensor, "site label unknown"], tolerance: float, iterations: int
-) -> tuple[Float[Tensor, "site label unknown"], bool]:
-    """From `start` to where the next step promises less than `tolerance` of the value; and whether that was reached."""
-    out, now = start, start
-    sites, labels, _ = now.shape
-    site = torch.arange(sites, device=now.device)
-    label = torch.arange(labels, device=now.device).expand(sites, -1)
-    z = now @ problem.x.transpose(1, 2)
-    value = problem.value(z, now)
-    gradient = problem.gradient(problem.residual(z), now)
+    problems: _Problems, now: Float[Tensor, "problem unknown"], tolerance: float, iterations: int
+) -> tuple[Float[Tensor, "problem unknown"], bool]:
+    """To where the next step promises less than `tolerance` of the value; and whether that was reached."""
+    out, unknowns = now.clone(), now.shape[1]
+    index = torch.arange(len(now), device=now.device)
+    z = problems.margins(now)
+    value, share = problems.value(z, now, index), problems.share(z)
+    gradient = problems.gradient(problems.residual(z), now)
+    done = torch.zeros_like(value, dtype=torch.bool)
     history: list[tuple[Tensor, Tensor, Tensor]] = []
-    for _ in range(iterations):
-        direction = _two_loop(gradient, history, problem.inverse)
-        slope = (direction * gradient).sum(-1)
-        going = -slope > 2 * tolerance * value
-        if not bool(going.all()):  # the value falls, so an older one is only asked when it may decide
-            value = problem.value(z, now)
-            going = -slope > 2 * tolerance * value
-            some, most = going.any(1), int(going.sum(1).max())
-            if len(site) and (most == 0 or int(some.sum()) <= 0.7 * len(some) or most <= 0.7 * going.shape[1]):
-                out = out.index_put((site[:, None], label), now)
-                if most == 0:
+    work = 0
+    for iteration in range(iterations):
+        if 2 * OWN * unknowns * len(now) < work and not problems.stays:
+            problems, work = problems.own(z), 0
+        if iteration in MEASURED:
+            share = problems.share(z)
+        direction = _two_loop(problems, gradient, history, share)
+        slope = vecdot(direction, gradient)
+        near = (~done & (-slope <= 2 * tolerance * value)).nonzero()[:, 0]
+        if len(near):  # the value falls, so an older one is asked first
+            value[near] = problems.value(z, now, near)
+            done[near] = -slope[near] <= 2 * tolerance * value[near]
+            going = problems.whole(~done)
+            chosen = going.nonzero()[:, 0]
+            if len(chosen) <= LEFT * len(now):
+                out[index] = now
+                if len(chosen) == 0:
                     return out, True
-                # What is done leaves: whole sites, and then labels, as many from each site.
-                order = going[some].int().argsort(dim=1, descending=True)[:, :most]
-
-                problem, site, label = problem.part(some, order), site[some], _picked(label[some], order)
-                now, gradient, direction, slope, z, value, going = (
-                    _picked(t[some], order) for t in (now, gradient, direction, slope, z, value, going)
+                problems = problems.part(going, chosen)
+                index, now, z, gradient, direction, slope, value, share, done = (
+                    t[chosen] for t in (index, now, z, gradient, direction, slope, value, share, done)
                 )
-                history = [
-                    (_picked(s[some], order), _picked(c[some], order), _picked(f[some], order)) for s, c, f in history
-                ]
-            direction = direction * going[..., None]
-        alpha, z, residual = _line_search(problem, z, now, direction, slope * going)
-        step = alpha[..., None] * direction
+                history = [(step[chosen], change[chosen], factor[chosen]) for step, change, factor in history]
+        work += 4 * len(now)
+        direction, slope = direction * ~done[:, None], slope * ~done
+        alpha, z, residual = _line_search(problems, z, now, direction, slope)
+        step = alpha[:, None] * direction
         now = now + step
-        new = problem.gradient(residual, now)
-        change = new - gradient
-        gradient = new
-        product = (step * change).sum(-1)
+        new = problems.gradient(residual, now)
+        change, gradient = new - gradient, new
+        product = vecdot(step, change)
         history = [*history[-MEMORY + 1 :], (step, change, torch.where(product > 0, 1 / product, 0.0))]
-    return out.index_put((site[:, None], label), now), False
+    out[index] = now
+    return out, False
 
 
-def _two_loop(gradient: Tensor, history: list[tuple[Tensor, Tensor, Tensor]], inverse: Tensor) -> Tensor:
+def _two_loop(
+    problems: _Problems, gradient: Tensor, history: list[tuple[Tensor, Tensor, Tensor]], share: Tensor
+) -> Tensor:
     """The direction of descent (Nocedal and Wright, Numerical Optimization, algorithm 7.4), from the preconditioner."""
     q, alphas = -gradient, []
     for step, change, factor in reversed(history):
-        alpha = factor * (step * q).sum(-1)
-        q = torch.addcmul(q, alpha[..., None], change, value=-1)
+        alpha = (factor * vecdot(step, q))[:, None]
+        q = torch.addcmul(q, alpha, change, value=-1)
         alphas.append(alpha)
-    r = q * inverse if inverse.shape[1] == 1 else q @ inverse
+    r = problems.precondition(q, share)
     for (step, change, factor), alpha in zip(history, reversed(alphas), strict=True):
-        beta = factor * (change * r).sum(-1)
-        r = torch.addcmul(r, (alpha - beta)[..., None], step)
+        r = torch.addcmul(r, alpha - (factor * vecdot(change, r))[:, None], step)
     return r
 
 
 def _line_search(
-    problem: _Problem, z: Tensor, now: Tensor, direction: Tensor, slope: Tensor
+    problems: _Problems, z: Tensor, now: Tensor, direction: Tensor, slope: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Where along the direction the slope is a part of what it was: by secants within a bracket, for it is convex."""
-    dz = direction @ problem.x.transpose(1, 2)
-    square = (direction[..., :-1] ** 2).sum(-1)
-    across = (direction[..., :-1] * now[..., :-1]).sum(-1)
-    alpha = torch.ones_like(slope)
+    """Where along the direction little of the slope is left: by secants within a bracket, for it is convex. Margins and
+    residuals there are returned with it. Only what is not good enough is tried again.
+    """
+    dz = problems.margins(direction)
+    across, square = (vecdot(direction[:, :-1], t[:, :-1]) for t in (now, direction))
+    alpha, margins = torch.ones_like(slope), z + dz
+    residual = problems.residual(margins)
+    here = vecdot(residual, dz) + across + square
     low, high = torch.zeros_like(slope), torch.full_like(slope, torch.inf)
-    before, slope_before = low, slope
-    for _ in range(40):
-        at = torch.addcmul(z, alpha[..., None], dz)
-        residual = problem.residual(at)
-        here = (residual * dz).sum(-1) + across + alpha * square
-        off = (here < 0.4 * slope) | (here > -0.2 * slope)
-        if not bool(off.any()):
+    state = (alpha, here, low, slope, low, high, slope, across, square, z, dz, problems.weights, problems.target)
+    some = torch.arange(len(z), device=z.device)
+    for down, up in SLOPES:
+        off = ((state[1] < down * state[6]) | (state[1] > -up * state[6])).nonzero()[:, 0]
+        if len(off) == 0:
             break
-        low, high = torch.where(here < 0, alpha, low), torch.where(here > 0, alpha, high)
-        secant = alpha - here * (alpha - before) / (here - slope_before)
-        middle = torch.where(high.isinf(), 4 * alpha, (low + high) / 2)
-        inside = (secant > low) & (secant < high) & (secant < 10 * alpha)
-        before, slope_before = torch.where(off, alpha, before), torch.where(off, here, slope_before)
-        alpha = torch.where(off, torch.where(inside, secant, middle), alpha)
-    return alpha, at, residual
+        some = some[off]
+        a, here, before, slope_before, low, high, first, across, square, z, dz, weights, target = (
+            t[off] for t in state
+        )
+        low, high = torch.where(here < 0, a, low), torch.where(here > 0, a, high)
+        secant = a - here * (a - before) / (here - slope_before)
+        middle = torch.where(high.isinf(), 4 * a, (low + high) / 2)
+        a, before = torch.where((secant > low) & (secant < high) & (secant < 10 * a), secant, middle), a
+        at = torch.addcmul(z, a[:, None], dz)
+        there = torch.addcmul(target, weights, at.sigmoid())
+        slope_before, here = here, vecdot(there, dz) + across + a * square
+        alpha[some], margins[some], residual[some] = a, at, there
+        state = (a, here, before, slope_before, low, high, first, across, square, z, dz, weights, target)
+    return alpha, margins, residual
