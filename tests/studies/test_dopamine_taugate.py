@@ -5,7 +5,7 @@ from patchclamp import studies
 
 def test_gains_and_thresholds_make_a_mode():
     verdict = studies.run("dopamine-taugate")
-    assert verdict.holds and len(verdict.claims) == 5
+    assert verdict.holds and len(verdict.claims) == 7
 
 
 def test_no_finding_holds_on_random_weights_and_the_identity_does():
