@@ -192,8 +192,8 @@ def _assign_terms(block: Block, inner: list[Call], norms: list[Call]) -> None:
             left.remove(sublayer.term)
     if block.attention is None and left and (len(left) == 2 or not _named_mlp(left[0].call.path)):
         block.mixer_term = left.pop(0)  # state-space layers, linear attention, convolutions
-    if left:
-        block.mlp_term = left[-1]
+    if left:  # Gemma 4 adds embeddings of each layer's own behind the MLP
+        block.mlp_term = ([term for term in left if _named_mlp(term.call.path)] or left)[-1]
     elif block.terms:
         block.why["mlp"] = "nothing but attention is added to the stream in this block"
     before = [s.term for s in (block.attention, block.cross) if s is not None and s.term is not None]
