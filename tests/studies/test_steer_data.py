@@ -5,6 +5,7 @@ import torch
 
 from patchclamp import studies
 from patchclamp.studies.steering import _strings as strings
+from patchclamp.studies.steering.steer_data import _matched, _nucleus
 
 
 def test_a_string_is_repeated_half_of_the_time_and_new_ones_are_of_the_domain_as_often_as_asked():
@@ -18,6 +19,20 @@ def test_probabilities_are_of_strings_of_letters():
     log_p = torch.randn(256, 4, 5, generator=torch.Generator().manual_seed(0))
     log_p[:] = log_p[0]  # the same for every string, so that they sum to one
     assert float(strings.probabilities(log_p).sum()) == pytest.approx(1, abs=1e-6)
+
+
+def test_a_nucleus_is_the_likeliest_letters_that_reach_its_share():
+    log_p = torch.tensor([0.1, 0.5, 0.25, 0.15]).log()
+    torch.testing.assert_close(_nucleus(log_p, 0.6).exp(), torch.tensor([0.0, 2 / 3, 1 / 3, 0.0]))
+    torch.testing.assert_close(_nucleus(log_p, 0.05).exp(), torch.tensor([0.0, 1.0, 0.0, 0.0]))
+    torch.testing.assert_close(_nucleus(log_p, 1.0), log_p)
+
+
+def test_a_baseline_is_matched_where_it_is_as_varied_or_a_little_less():
+    flat = torch.full((256,), 1 / 256)
+    narrow, wide = flat * strings.DOMAIN, flat.clone()
+    assert _matched(flat, [narrow / narrow.sum(), wide]) == pytest.approx(float(strings.DOMAIN.double().mean()))
+    assert _matched(flat * (1 - 1e-3), [narrow / narrow.sum()]) == pytest.approx(1)
 
 
 @pytest.mark.slow

@@ -45,7 +45,7 @@ def texts(n: int, generator: torch.Generator, domain: float | None = None) -> Te
     return torch.cat([torch.cat([start, STRINGS[chosen]], 1) for chosen in found], 1)
 
 
-def models(lab: Lab) -> tuple[Model, Model]:
+def models(lab: Lab, seed: int) -> tuple[Model, Model]:
     """Expert and base; with the base's initial weights, both, where the lab's are."""
     config = transformers.LlamaConfig(
         vocab_size=1 + LETTERS,
@@ -61,9 +61,9 @@ def models(lab: Lab) -> tuple[Model, Model]:
     base = lab.build(config)
     expert = copy.deepcopy(base.hf)
     if not lab.untrained:
-        _train(base.hf, lab.seed, 350, None)
+        _train(base.hf, 2 * seed, 350, None)
         expert = copy.deepcopy(base.hf)
-        _train(expert, lab.seed + 1, 200, 0.6)
+        _train(expert, 2 * seed + 1, 200, 0.6)
     return wrap(expert, name="expert"), base
 
 
