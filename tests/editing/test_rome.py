@@ -214,3 +214,20 @@ def test_counterfactuals_are_one_a_subject_and_ask_what_they_say():
         assert all(answer == fact.old and fact.subject not in prompt for prompt, answer in fact.neighbours)
         assert all(old != new for _, old, new in fact.follows)
     assert any(fact.follows for fact in facts) and facts == facts_of_tales(60, seed=3) != facts_of_tales(60, seed=4)
+
+
+def test_several_counterfactuals_a_subject():
+    """What is rewritten of a subject is not asked as its other facts, and its neighbours are rewritten nowhere."""
+    table = world.fact_table()
+    facts = drawn(table, 40, 7, relations=world.PERSON_RELATIONS, each=2)
+    subjects = [fact.subject for fact in facts]
+    assert subjects[::2] == subjects[1::2] and len(set(subjects)) == 20
+    for first, second in zip(facts[::2], facts[1::2], strict=True):
+        assert first.prompts != second.prompts and first.about == second.about and len(first.about) == 2
+        asked = {prompt for prompt, _ in first.about}
+        assert not asked & {t.replace("{SUBJECT}", first.subject) for f in (first, second) for t in f.prompts}
+        assert not any(subject in prompt for prompt, _ in first.neighbours for subject in subjects)
+    with pytest.raises(EditError, match="41 rewrites, 2 a subject"):
+        drawn(table, 41, 7, each=2)
+    with pytest.raises(EditError, match="the table has 0"):
+        drawn(table, 10, 7, each=5)

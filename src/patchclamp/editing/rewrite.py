@@ -136,10 +136,11 @@ def drawn(
     *,
     relations: Sequence[str] | None = None,
     prompts: int = 1,
+    each: int = 1,
     neighbours: int = 4,
     follows: Follows | None = None,
 ) -> list[Rewrite]:
-    """`n` counterfactuals, one a subject: the object becomes another of the same relation.
+    """`n` counterfactuals, `each` a subject: the object becomes another of the same relation.
 
     The edit sees the first `prompts` phrasings; the one that was kept for testing is always a paraphrase. Neighbours
     are subjects that are not rewritten, with the object that is overwritten, in the phrasing that the edit sees.
@@ -148,12 +149,18 @@ def drawn(
     facts = [fact for fact in table.facts if relations is None or fact[1] in relations]
     objects = {r: sorted({o for _, rr, o in table.facts if rr == r}) for r in {fact[1] for fact in facts}}
     rng.shuffle(facts)
-    first = {subject: (subject, relation, obj) for subject, relation, obj in reversed(facts)}
-    if n > len(first):
-        raise EditError(f"{n} rewrites need {n} subjects, and the table has {len(first)} of these relations")
-    chosen = dict(list(first.items())[:n])
+    known: dict[str, list[tuple[str, str, str]]] = {}
+    for fact in reversed(facts):
+        known.setdefault(fact[0], []).insert(0, fact)
+    first = {subject: some[:each] for subject, some in known.items() if len(some) >= each}
+    if each < 1 or n % each or n // each > len(first):
+        raise EditError(
+            f"{n} rewrites, {each} a subject, need {n / max(each, 1):g} subjects with as many facts, and the table has "
+            f"{len(first)} with these relations"
+        )
+    chosen = dict(list(first.items())[: n // each])
     found = []
-    for subject, relation, obj in chosen.values():
+    for subject, relation, obj in (fact for some in chosen.values() for fact in some):
         templates = list(table.templates[relation])
         kept = table.held_out_template(subject, relation)
         if kept is not None:
@@ -161,7 +168,8 @@ def drawn(
         new = rng.choice([other for other in objects[relation] if other != obj])
         alike = [s for s, r, o in table.facts if (r, o) == (relation, obj) and s not in chosen]
         beside = rng.sample(alike, min(neighbours, len(alike)))
-        others = [(r, o) for s, r, o in table.facts if s == subject and r != relation]
+        written = {r for _, r, _ in chosen[subject]}
+        others = [(r, o) for s, r, o in table.facts if s == subject and r not in written]
         was, now = (dict(follows(subject, relation, o)) if follows else {} for o in (obj, new))
         found.append(
             Rewrite(
