@@ -2,15 +2,26 @@
 
 Neurons whose activation tells a relation's prompts from others', found on some entities, are set to zero: facts of that
 relation about other entities are lost and those of other relations stay. Entities are split three ways: to find
-neurons, to choose how many (of each relation by itself), to judge. The paper's models are of 7 and 13 billion
-parameters. `tales` need not be like them, and is not: all but one of its relations are read by attention from the
-subject's embedding, its MLPs beyond the first can all be taken out with hardly a fact lost (a claim measures that), and
-neurons that know the relation decide nothing. The one relation whose facts its first MLP holds has such neurons. There
-is no second language in which it knows facts, so that the paper's claim across languages is not asked.
+neurons, to choose how many (of each relation by itself), to judge.
+
+Asked of a small model of twelve relations in two languages, trained here: its size and training were chosen on seed 1,
+and on seeds 0, 2 and 3 .75, 1 and 1 of the relations lose 20 points more than the others, where random neurons make no
+difference (.01), and .43, .54 and .49 more in the other language. Relations that have their first word and their
+answers in common share 3.2, 1.4 and 1.8 times the neurons that chance would, those that have nothing in common .4; but
+so they do in fresh weights (4.0), whose neurons read the word: of learning it says nothing. The model has ReLUs. With
+SwiGLU and as many neurons hardly a relation had neurons of its own (.08 of them lost 20 points), nor where a neuron was
+scored by its size in either direction.
+
+And asked of `tales`, which need not be like the paper's models of 7 and 13 billion parameters, and is not: all but one
+of its relations are read by attention from the subject's embedding, its MLPs beyond the first can all be taken out with
+hardly a fact lost (a claim measures that), and neurons that know the relation decide nothing. The one relation whose
+facts its first MLP holds has such neurons.
 """
 
 import random
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,6 +30,7 @@ from patchclamp import ablate, editing, views
 from patchclamp.editing.rewrite import SUBJECT, answered, log_probability
 from patchclamp.editing.selective import average_precision
 from patchclamp.interventions import Intervention
+from patchclamp.studies.editing import _knowing as knowing
 from patchclamp.studies.lab import Lab
 from patchclamp.studies.measured import Measured
 from patchclamp.studies.study import Study
@@ -31,6 +43,7 @@ study = Study(
 )
 
 SHARES = (0.05, 0.1, 0.2, 0.3)  # of all neurons, from which each relation's number is chosen
+SMALL_SHARES = (0.02, 0.05, 0.1, 0.2, 0.3)
 OWN = 0.2  # a relation has neurons of its own where it loses this much more accuracy than the others do
 DRAWS = 3  # of random neurons
 PHRASINGS = 2
@@ -50,14 +63,83 @@ def precision_is_scikit_learns(lab: Lab) -> Measured:
     return Measured.gap(ours, theirs, control=(other, theirs))
 
 
-@study.finding("the model knows facts about the entities that judge", at_least=0.9, control="fresh weights")
+# ── a small model that needs its MLP ──────────────────────────────────────────────────────────────────────────────────
+
+
+@study.finding("a small model knows twelve relations in two languages", at_least=0.9, control="fresh weights")
+def small_model_knows(lab: Lab) -> Measured:
+    return Measured.mean(_pooled(lab, _known, False), control=_pooled(lab, _known, True))
+
+
+@study.finding(
+    "in it most relations have neurons of their own: share that lose 20 points more than the others",
+    at_least=0.75,
+    control="as many random neurons",
+    given=small_model_knows,
+)
+def most_are_specific(lab: Lab) -> Measured:
+    gaps = _pooled(lab, _small_gaps, 0)
+    return Measured.share(gaps[:, 0] >= OWN, control=(gaps[:, 1:] >= OWN).flatten())
+
+
+@study.finding(
+    "as many random neurons make no difference between relations: size of the mean difference of the losses",
+    at_most=0.03,
+    control="the relations' own neurons",
+    given=most_are_specific,
+)
+def random_are_not(lab: Lab) -> Measured:
+    gaps = _pooled(lab, _small_gaps, 0)
+    return Measured.number(gaps[:, 1:].mean().abs(), control=gaps[:, 0].tolist())
+
+
+@study.finding(
+    "they add up: rank correlation of their number and what is lost beyond the others",
+    at_least=0.9,
+    control="as many random neurons: mean over draws",
+    given=most_are_specific,
+)
+def cumulative(lab: Lab) -> Measured:
+    """Of the mean over relations, from a fiftieth of all neurons to three tenths."""
+    own, *drawn = map(_rank_correlation, _pooled(lab, _by_number).mean(0))
+    return Measured.number(own, control=sum(drawn) / len(drawn))
+
+
+@study.finding(
+    "relations with a word and answers in common share neurons: overlap, of what chance would share",
+    at_least=1.0,
+    control="relations that have nothing in common",
+    given=most_are_specific,
+)
+def versatile(lab: Lab) -> Measured:
+    """Of a tenth of all neurons each; chance is the mean of the hypergeometric distribution."""
+    overlaps = _pooled(lab, _overlaps)
+    related = overlaps[:, 0] > 0
+    return Measured.mean(overlaps[related, 1], control=overlaps[~related, 1])
+
+
+@study.finding(
+    "found in one language they are needed in the other: mean loss there beyond the other relations",
+    at_least=0.0,
+    control="as many random neurons",
+    given=most_are_specific,
+)
+def across_languages(lab: Lab) -> Measured:
+    gaps = _pooled(lab, _small_gaps, 1)
+    return Measured.mean(gaps[:, 0], control=gaps[:, 1:])
+
+
+# ── tales ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@study.finding("`tales` knows facts about the entities that judge", at_least=0.9, control="fresh weights")
 def knows_facts(lab: Lab) -> Measured:
     asked = lab.once(_asked)["judge"]
     return Measured.share(asked.right(lab.model), control=asked.right(lab.fresh()))
 
 
 @study.finding(
-    "some relation has neurons of its own: largest loss of a relation's facts beyond the mean loss of the others",
+    "in `tales` some relation has neurons of its own: largest loss of its facts beyond the mean loss of the others",
     at_least=0.2,
     control="as many random neurons of each layer",
     given=knows_facts,
@@ -68,7 +150,7 @@ def one_has_its_own(lab: Lab) -> Measured:
 
 
 @study.finding(
-    "so do most: share of relations that lose 20 points more than the others",
+    "in `tales` most do: share of relations that lose 20 points more than the others",
     at_least=0.75,
     control="as many random neurons of each layer",
     given=knows_facts,
@@ -102,7 +184,81 @@ def losses(lab: Lab):
     return views.heatmap(array, title="Accuracy lost", colour_label="lost")
 
 
-# ── what the claims share ─────────────────────────────────────────────────────────────────────────────────────────────
+# ── the small model ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _labs(lab: Lab) -> list[Lab]:
+    """One; in full three, whose models, facts and draws are their own."""
+    lab.need(lab.truth.name == study.organism, "no model: it is asked of a small one that knows facts, trained here")
+    return [replace(lab, seed=lab.seed + n, full=False, shared={}) for n in range(3 if lab.full else 1)]
+
+
+def _pooled(lab: Lab, work: Callable[..., Any], *arguments: Any) -> Tensor:
+    return torch.cat([torch.as_tensor(one.once(work, *arguments)).double() for one in lab.once(_labs)])
+
+
+def _known(lab: Lab, fresh: bool) -> Tensor:
+    """By fact about names that judge, in both languages."""
+    model, judge = lab.once(knowing.trained, 0 if fresh else knowing.STEPS), knowing.parts(lab.seed)[2]
+    return torch.cat([knowing.right(model, lab.seed, judge, language).flatten() for language in (0, 1)])
+
+
+def _small_loss(lab: Lab, part: int, units: editing.Units, language: int = 0) -> Tensor:
+    """[relation]: the loss of accuracy less the mean loss of the other relations."""
+    model, names = lab.once(knowing.trained, knowing.STEPS), knowing.parts(lab.seed)[part]
+    before, after = (knowing.right(model, lab.seed, names, language, do).mean(0) for do in ((), units.ablation()))
+    lost = before - after
+    return lost - (lost.sum() - lost) / (len(lost) - 1)
+
+
+def _small_neurons(lab: Lab, share: float) -> list[editing.Units]:
+    model = lab.once(knowing.trained, knowing.STEPS)
+    found = knowing.selectivity(model, knowing.parts(lab.seed)[0])
+    return [one.top(round(share * editing.count(model, "mlp_post.0"))) for one in found]
+
+
+def _small_gaps(lab: Lab, language: int) -> list[list[float]]:
+    """Of each relation the loss beyond the others', of its neurons and of random ones, on the names that judge."""
+    model, found = lab.once(knowing.trained, knowing.STEPS), []
+    tried = [lab.once(_small_neurons, share) for share in SMALL_SHARES]
+    for relation in range(knowing.RELATIONS):
+        own = [units[relation] for units in tried]
+        best = max(own, key=lambda units: float(_small_loss(lab, 1, units)[relation]))
+        sets = [best, *(best.drawn(model, 100 * lab.seed + draw) for draw in range(DRAWS))]
+        found.append([float(_small_loss(lab, 2, units, language)[relation]) for units in sets])
+    return found
+
+
+def _by_number(lab: Lab) -> Tensor:
+    """[relation, own or drawn, number]: the loss beyond the others', on the names that judge."""
+    model, rows = lab.once(knowing.trained, knowing.STEPS), []
+    for relation in range(knowing.RELATIONS):
+        own = [lab.once(_small_neurons, share)[relation] for share in SMALL_SHARES]
+        sets = [own, *([u.drawn(model, 100 * lab.seed + draw) for u in own] for draw in range(DRAWS))]
+        rows.append([[float(_small_loss(lab, 2, units)[relation]) for units in of] for of in sets])
+    return torch.tensor(rows)
+
+
+def _overlaps(lab: Lab) -> Tensor:
+    """[pair of relations, 2]: whether they are related, and how many neurons they share, of what chance would."""
+    sets, rows = lab.once(_small_neurons, 0.1), []
+    every = editing.count(lab.once(knowing.trained, knowing.STEPS), "mlp_post.0")
+    for one in range(knowing.RELATIONS):
+        for other in range(one):
+            chance = len(sets[one]) * len(sets[other]) / every
+            rows.append([one // 2 == other // 2, len(sets[one] & sets[other]) / chance])
+    return torch.tensor(rows)
+
+
+def _rank_correlation(row: Tensor) -> float:
+    """With the numbers that it was measured at; of a row that is the same throughout it is not defined."""
+    if bool((row == row[0]).all()):
+        return float("nan")
+    n, away = len(row), row.argsort().argsort() - torch.arange(len(row))
+    return 1 - 6 * int((away**2).sum()) / (n * (n * n - 1))
+
+
+# ── what the claims about tales share ─────────────────────────────────────────────────────────────────────────────────
 
 
 @dataclass(frozen=True)
