@@ -4,6 +4,7 @@ import pytest
 
 from patchclamp import studies
 from patchclamp.organisms import Truth
+from patchclamp.organisms.tales import world
 from patchclamp.studies.lab import Lab
 from patchclamp.studies.probes import ccs_md as study
 
@@ -27,10 +28,8 @@ def test_planted_pairs_are_consistent_and_balanced():
     assert float((pairs[:, 0] - pairs[:, 1])[y > 0].mean(0).norm()) > 0.8
 
 
-def test_statements_are_of_other_cities_in_the_test():
-    texts, true, fit = study._statements(Lab(model=None, truth=Truth(name="planted")))
-    assert float(true.mean()) == 0.5 and len(texts) == len(fit)
-    named = [plain.split(" is in ")[0].split()[-1] for plain, _ in texts]
-    cities = [{name for name, one in zip(named, part, strict=True) if one} for part in (fit, ~fit)]
-    assert not cities[0] & cities[1]
-    assert all(" is not in " in negated and " is in " in plain for plain, negated in texts)
+def test_statements_and_their_negations_are_of_the_numbered_city_and_half_are_true():
+    texts, true, cities = study._statements()
+    assert float(true.mean()) == 0.5 and len(texts) == len(cities) == len(true)
+    named = [{plain.split(" is in ")[0].split()[-1], no.split(" is not in ")[0].split()[-1]} for plain, no in texts]
+    assert named == [{list(world.CAPITALS)[int(number)]} for number in cities]

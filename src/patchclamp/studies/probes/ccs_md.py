@@ -57,6 +57,17 @@ def ccs_finds_the_truth(lab: Lab) -> Measured:
 
 
 @study.finding(
+    "which a random direction does not: accuracy of CCS less that of one",
+    at_least=0.15,
+    control="accuracy of another random direction less that of the one",
+    given=ccs_finds_the_truth,
+)
+def a_random_direction_is_not_it(lab: Lab) -> Measured:
+    rows = lab.once(_accuracies)
+    return Measured.mean(rows["ccs"] - rows["random"], control=rows["another random"] - rows["random"])
+
+
+@study.finding(
     "some h gives the direction of contrast-consistent search: mean |cosine| with 20 of its probes",
     at_least=0.9,
     control="the best h for as many random directions",
@@ -94,6 +105,17 @@ def a_better_h_does_no_worse(lab: Lab) -> Measured:
 
 
 @study.finding(
+    "and hardly worse with h = 0.9, for which no label was looked at: accuracy less that of CCS",
+    at_least=-0.02,
+    control="a random direction's accuracy less that of CCS",
+    given=ccs_finds_the_truth,
+)
+def without_labels_it_does_hardly_worse(lab: Lab) -> Measured:
+    rows = lab.once(_accuracies)
+    return Measured.mean(rows["h = 0.9"] - rows["ccs"], control=rows["random"] - rows["ccs"])
+
+
+@study.finding(
     "the direction in which pairs differ most is not the truth: accuracy of CCS less that of this component",
     at_least=0.15,
     control="accuracy of a random direction less that of this component",
@@ -111,7 +133,7 @@ def the_first_component_is_not_it(lab: Lab) -> Measured:
 )
 def ccs_reads_the_models_truth(lab: Lab) -> Measured:
     """At the layer with the lowest loss on the pairs of the fit; labels decide the sign alone, for both."""
-    return Measured.share(_in_model(lab, "ccs", lab.model), control=_in_model(lab, "ccs", lab.fresh(3)))
+    return _reads(lab, "ccs")
 
 
 @study.finding(
@@ -120,7 +142,7 @@ def ccs_reads_the_models_truth(lab: Lab) -> Measured:
     control="the same architecture with fresh weights",
 )
 def midpoint_reads_the_models_truth(lab: Lab) -> Measured:
-    return Measured.share(_in_model(lab, "midpoint", lab.model), control=_in_model(lab, "midpoint", lab.fresh(3)))
+    return _reads(lab, "midpoint")
 
 
 @study.figure("Planted pairs: accuracy of midpoint-displacement against h, label-free, beside CCS and the controls")
@@ -130,7 +152,7 @@ def accuracy_by_h(lab: Lab):
     for h in GRID:
         pairs = [_halves(lab, seed) for seed in range(_draws(lab))]
         ours.append(sum(_right(CCS(loss="midpoint", h=h), *p) for p in pairs) / len(pairs))
-    flat = {name: [float(rows[name].mean())] * len(GRID) for name in ("ccs", "best h", "component")}
+    flat = {name: [float(rows[name].mean())] * len(GRID) for name in ("ccs", "best h", "h = 0.9", "component")}
     return views.lines(
         list(GRID),
         {"midpoint-displacement": ours, **flat},
@@ -172,17 +194,19 @@ def _right(probe: CCS, fit: Tensor, labels: Tensor, test: Tensor, answers: Tenso
 
 def _accuracies(lab: Lab) -> dict[str, Tensor]:
     """Accuracy on pairs of the other half, by draw; the sign is taken from the labels of the fit, for all alike."""
-    found: dict[str, list[float]] = {"ccs": [], "best h": [], "component": [], "random": []}
+    found: dict[str, list[float]] = {}
     for seed in lab.progress(range(_draws(lab)), "planted pairs"):
         fit, labels, test, answers = _halves(lab, seed)
+        random, another, third = (CCS(seed=part + seed, steps=0).fit(fit, labels) for part in (100, 300, 200))
         directions = {"ccs": CCS(seed=seed, steps=0 if lab.untrained else 500).fit(fit, labels)}
         directions["best h"] = CCS(loss="midpoint", h=accurate_h(fit, labels)).fit(fit, labels)
+        directions["h = 0.9"] = CCS(loss="midpoint", h=0.9).fit(fit, labels)
         directions["component"] = CCS(loss="midpoint", h=0.0).fit(fit, labels)
-        directions["random"] = CCS(seed=100 + seed, steps=0).fit(fit, labels)
+        directions |= {"random": random, "another random": another}
         if lab.untrained:
-            directions["best h"] = CCS(seed=200 + seed, steps=0).fit(fit, labels)
+            directions |= {"best h": third, "h = 0.9": third}
         for name, probe in directions.items():
-            found[name].append(float(probe.score(test, answers)))
+            found.setdefault(name, []).append(float(probe.score(test, answers)))
     return {name: torch.tensor(values) for name, values in found.items()}
 
 
@@ -198,11 +222,10 @@ def _agreement(lab: Lab, seed: int) -> tuple[tuple[float, float], tuple[float, f
 # ── a model's statements ──────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _statements(lab: Lab) -> tuple[list[tuple[str, str]], Tensor, Tensor]:
-    """Statements with their negations, whether the plain one is true, and which are of the cities of the fit."""
+def _statements() -> tuple[list[tuple[str, str]], Tensor, Tensor]:
+    """Statements with their negations, whether the plain one is true, and the number of the city of each."""
     texts, true, cities = [], [], []
-    capitals = list(world.CAPITALS)
-    for number, city in enumerate(capitals):
+    for number, city in enumerate(world.CAPITALS):
         home = world.answers()[city, "country"]
         others = [country for country in world.COUNTRIES if country != home]
         for phrasing in range(len(knowledge.STATEMENTS)):
@@ -210,18 +233,28 @@ def _statements(lab: Lab) -> tuple[list[tuple[str, str]], Tensor, Tensor]:
                 texts.append(tuple(knowledge.unanswered(city, said, no, phrasing).text for no in (False, True)))
                 true.append(float(said == home))
                 cities.append(number)
-    order = torch.randperm(len(capitals), generator=torch.Generator().manual_seed(lab.seed))
-    fit = torch.isin(torch.tensor(cities), order[: len(capitals) // 2])
-    return texts, torch.tensor(true), fit
+    return texts, torch.tensor(true), torch.tensor(cities)
 
 
-def _in_model(lab: Lab, loss: Literal["ccs", "midpoint"], model: Model) -> Tensor:
-    """Right or wrong on each statement about the cities that were not in the fit."""
-    lab.need(model.tokenizer is not None, "a model with a tokenizer, since its statements are text")
-    texts, y, fit = _statements(lab)
-    sides = [_last(model, [pair[side] for pair in texts]) for side in (0, 1)]
-    pairs = torch.stack(sides, -2)  # [layer, statement, side, d]
-    probe = CCS(loss=loss, seed=lab.seed).fit(pairs[:, fit], y[fit])
+def _states(lab: Lab, fresh: bool) -> Tensor:
+    """[layer, statement, side, d] the stream at the last token."""
+    lab.need(lab.model.tokenizer is not None, "a model with a tokenizer, since its statements are text")
+    model, texts = lab.fresh(3) if fresh else lab.model, _statements()[0]
+    return torch.stack([_last(model, [pair[side] for pair in texts]) for side in (0, 1)], -2)
+
+
+def _reads(lab: Lab, loss: Literal["ccs", "midpoint"]) -> Measured:
+    """Right or wrong on each statement about cities that were not in the fit, over one half of the cities or three."""
+    seeds = range(lab.seed, lab.seed + (3 if lab.full else 1))
+    ours, control = (torch.cat([_right_in(lab, loss, fresh, seed) for seed in seeds]) for fresh in (False, True))
+    return Measured.share(ours, control=control)
+
+
+def _right_in(lab: Lab, loss: Literal["ccs", "midpoint"], fresh: bool, seed: int) -> Tensor:
+    _, y, cities = _statements()
+    order = torch.randperm(len(world.CAPITALS), generator=torch.Generator().manual_seed(seed))
+    fit, pairs = torch.isin(cities, order[: len(order) // 2]), lab.once(_states, fresh)
+    probe = CCS(loss=loss, seed=seed).fit(pairs[:, fit], y[fit])
     layer = int(probe.loss_.argmin())
     return (probe.predict(pairs[:, ~fit])[layer] == y[~fit]).double()
 
