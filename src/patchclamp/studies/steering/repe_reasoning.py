@@ -11,13 +11,22 @@ mean's length, the share along it was, by layer, 0.1, 0.8 and 0.3, and where it 
 0, 1 and 2 it gained 0.00, 0.01 and 0.04, and the mean of the same pairs 0.12, 0.32 and 0.09. Nor did other lengths
 help, nor pairs with other hints throughout: not on seed 0; on 1 and 2 some gained as much as the mean.
 
-On seeds 1 and 2 random vectors gain more than next to nothing, too: 0.06 and 0.02, where the true ones gain 0.30 and
-0.10; and on seed 2 those from wrong items alone 0.03.
+Random vectors do more than next to nothing: on seeds 0, 1 and 2 .01, .06 and .02, where the true ones gain .17, .30 and
+.10. In a stream of 32 numbers a random vector has a cosine of .18 with the right one, so that a single one does up to
+.1 in either direction and twenty do not average out to .01; and with the opposite of each beside it .02 to .05 are left
+on seeds 1 and 2: at these strengths any push breaks the copy more easily than the sum.
+
+The models are right in .61, .60 and .64 of the items (60 to 80 % was asked for); with seed 3 the model never learns to
+sum, and its premise says so.
 
 Asked of a small model that sums or copies, trained here. On `tales`, which gets 77 % of what follows from two facts
 right, the same vector gained nothing at any layer or strength: what is right and wrong there differs by whom it is
 about, and there is no state of reasoning to move.
 """
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import torch
 import transformers
@@ -71,9 +80,8 @@ def norms(lab: Lab) -> Measured:
 )
 def competes(lab: Lab) -> Measured:
     """On hints in combinations that training left out; the copy is never right. The premise of what follows."""
-    ids, sums = lab.once(_items, "test")
-    hits = _right(lab, ids, sums, [])
-    return Measured.mean(hits, control=_right(lab, ids, sums.roll(1), []))
+    hits = _pooled(lab, _answered)
+    return Measured.mean(hits[:, 0], control=hits[:, 1])
 
 
 @study.finding(
@@ -84,7 +92,9 @@ def competes(lab: Lab) -> Measured:
 )
 def gains(lab: Lab) -> Measured:
     """At the layer and strength that were best on other items."""
-    return Measured.mean(lab.once(_gain, "right less wrong"), control=lab.once(_random_gains, "right less wrong"))
+    return Measured.mean(
+        _pooled(lab, _gain, "right less wrong"), control=_pooled(lab, _random_gains, "right less wrong")
+    )
 
 
 @study.finding(
@@ -94,7 +104,7 @@ def gains(lab: Lab) -> Measured:
     given=competes,
 )
 def paired(lab: Lab) -> Measured:
-    return Measured.mean(lab.once(_gain, "pairs"), control=lab.once(_random_gains, "pairs"))
+    return Measured.mean(_pooled(lab, _gain, "pairs"), control=_pooled(lab, _random_gains, "pairs"))
 
 
 @study.finding(
@@ -105,19 +115,20 @@ def paired(lab: Lab) -> Measured:
 )
 def principal(lab: Lab) -> Measured:
     """At its own layer and strength, chosen as for the others."""
-    return Measured.mean(lab.once(_gain, "principal"), control=lab.once(_random_gains, "principal"))
+    return Measured.mean(_pooled(lab, _gain, "principal"), control=_pooled(lab, _random_gains, "principal"))
 
 
 @study.finding("subtracted it makes fewer answers right: rise", at_most=-0.05, control="added", given=gains)
 def subtracted(lab: Lab) -> Measured:
-    vector, strength = lab.once(_chosen, "right less wrong")
-    return Measured.mean(_change(lab, vector, -strength), control=_change(lab, vector, strength))
+    return Measured.mean(_pooled(lab, _loss), control=_pooled(lab, _gain, "right less wrong"))
 
 
 @study.finding("random vectors do next to nothing: mean rise", at_most=0.01, control="right less wrong", given=gains)
 def random(lab: Lab) -> Measured:
     """Mean over twenty, each of the same norm, at the same layer, as strongly."""
-    return Measured.mean(lab.once(_random_gains, "right less wrong"), control=lab.once(_gain, "right less wrong"))
+    return Measured.mean(
+        _pooled(lab, _random_gains, "right less wrong"), control=_pooled(lab, _gain, "right less wrong")
+    )
 
 
 @study.finding(
@@ -128,7 +139,7 @@ def random(lab: Lab) -> Measured:
 )
 def shuffled(lab: Lab) -> Measured:
     """Mean over ten shuffles, each vector at the length of the true one."""
-    return Measured.mean(lab.once(_null_gains, "shuffled"), control=lab.once(_gain, "right less wrong"))
+    return Measured.mean(_pooled(lab, _null_gains, "shuffled"), control=_pooled(lab, _gain, "right less wrong"))
 
 
 @study.finding(
@@ -139,14 +150,27 @@ def shuffled(lab: Lab) -> Measured:
 )
 def wrong_only(lab: Lab) -> Measured:
     """One random half of the wrong items less the other; mean over ten halvings, at the length of the true one."""
-    return Measured.mean(lab.once(_null_gains, "wrong"), control=lab.once(_gain, "right less wrong"))
+    return Measured.mean(_pooled(lab, _null_gains, "wrong"), control=_pooled(lab, _gain, "right less wrong"))
+
+
+@study.finding(
+    "the further it is pushed, either way, the more answers diverge: least rise of the KL divergence between strengths",
+    at_least=0.0,
+    control="strengths in random order",
+    given=gains,
+)
+def diverges(lab: Lab) -> Measured:
+    """In nats, from one strength to the next."""
+    rises = _pooled(lab, _divergence_rises)
+    return Measured.number(float(rises[:, 0].min()), control=rises[:, 1:].flatten().tolist())
 
 
 @study.figure("share of right answers, KL divergence, entropy and top probability by strength")
 def curve(lab: Lab):
+    lab = lab.once(_labs)[0]
     vector, _ = lab.once(_chosen, "right less wrong")
     ids, sums = lab.once(_items, "test")
-    strengths = [-4.0, -2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0, 4.0]
+    strengths = [*(-s for s in reversed(STRENGTHS)), 0.0, *STRENGTHS]
     seen = [monitor(lab.once(shortcut.trained), ids, vector.apply(s)) for s in strengths]
     curves = {
         "right": [float(_right(lab, ids, sums, vector.apply(s)).mean()) for s in strengths],
@@ -157,9 +181,19 @@ def curve(lab: Lab):
     return views.lines(strengths, curves, x_title="strength")
 
 
+def _labs(lab: Lab) -> list[Lab]:
+    """One; in full three, whose models, items and draws are their own."""
+    lab.need(lab.truth.name == study.organism, "no model: it is asked of a small one that sums or copies, trained here")
+    return [replace(lab, seed=lab.seed + n, full=False, shared={}) for n in range(3 if lab.full else 1)]
+
+
+def _pooled(lab: Lab, work: Callable[..., Any], *arguments: Any) -> Tensor:
+    return torch.cat([torch.as_tensor(one.once(work, *arguments)).double() for one in lab.once(_labs)])
+
+
 def _items(lab: Lab, part: str) -> tuple[Tensor, Tensor]:
     """Prompts and sums: to fit vectors on, to choose by, to judge by. Items that choose and judge share no prompt."""
-    sizes = {"fit": 1200, "choose": 300, "test": 1200 if lab.full else 500}
+    sizes = {"fit": 1200, "choose": 300, "test": 500}
     generator = torch.Generator().manual_seed(1000 * lab.seed + list(sizes).index(part))
     ids, sums, _ = shortcut.drawn(sizes[part], generator, held_out=part != "fit")
     if part != "fit":
@@ -170,6 +204,12 @@ def _items(lab: Lab, part: str) -> tuple[Tensor, Tensor]:
 
 def _right(lab: Lab, ids: Tensor, sums: Tensor, do: list[Intervention]) -> Tensor:
     return (last_logits(lab.once(shortcut.trained), ids, do).argmax(-1) == sums).double()
+
+
+def _answered(lab: Lab) -> Tensor:
+    """By item that judges, whether it is answered right, and whether with the sum of another item."""
+    ids, sums = lab.once(_items, "test")
+    return torch.stack([_right(lab, ids, those, []) for those in (sums, sums.roll(1))], 1)
 
 
 def _change(lab: Lab, vector: ControlVector, strength: float) -> Tensor:
@@ -220,6 +260,23 @@ def _chosen(lab: Lab, fit: str) -> tuple[ControlVector, float]:
 
 def _gain(lab: Lab, fit: str) -> Tensor:
     return _change(lab, *lab.once(_chosen, fit))
+
+
+def _loss(lab: Lab) -> Tensor:
+    vector, strength = lab.once(_chosen, "right less wrong")
+    return _change(lab, vector, -strength)
+
+
+def _divergence_rises(lab: Lab) -> Tensor:
+    """The least step of the mean KL divergence up the strengths of either sign, then up ten random orders of them."""
+    (vector, _), (ids, _) = lab.once(_chosen, "right less wrong"), lab.once(_items, "test")
+    model = lab.once(shortcut.trained)
+    sides = [[0.0, *(sign * s for s in STRENGTHS)] for sign in (1, -1)]
+    curves = torch.stack(
+        [torch.stack([monitor(model, ids, vector.apply(s)).kl.mean() for s in side]) for side in sides]
+    )
+    orders = [torch.arange(len(sides[0])), *(torch.randperm(len(sides[0]), generator=lab.generator) for _ in range(10))]
+    return torch.stack([curves[:, order].diff(dim=1).min() for order in orders])[None]
 
 
 def _random_gains(lab: Lab, fit: str) -> list[float]:
