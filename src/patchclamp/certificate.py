@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from patchclamp.anatomy.activations import ACTIVATIONS
 from patchclamp.anatomy.discover import Anatomy, Layer, trial_inputs
-from patchclamp.anatomy.experts import combine
+from patchclamp.anatomy.experts import by_slot, combine
 from patchclamp.anatomy.trace import evaluation
 from patchclamp.interventions import edit, scale
 from patchclamp.sites import Site
@@ -296,7 +296,7 @@ class _Checks:
         got = self._record(*(site[kind] for kind in _EXPERTS), site["mlp_out"], f"module:{path}")
         out = got[f"module:{path}"]
         post, index, weight = (got[site[kind]].flatten(0, 1) for kind in _EXPERTS)
-        pair = combine(self.module.get_submodule(path), post, index, weight.gather(-1, index)), out
+        pair = combine(self.module.get_submodule(path), post, *by_slot(index, weight)), out
         if site["mlp_out"] not in got:
             return pair, [], 1.0
 

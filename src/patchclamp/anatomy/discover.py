@@ -324,7 +324,8 @@ class _Discovery:
     def _unembedding(self, main: list[Block]) -> tuple[str | None, str | None]:
         last = main[-1].call.outputs[main[-1].out]
         after = [c for c in self.seen.calls if c.start > main[-1].call.end]
-        norm = next((c for c in after if is_norm(c) and same(next(iter(c.inputs.values())), last)), None)
+        norms = [c for c in after if is_norm(c) and c.outputs[None].shape[-1] == last.shape[-1]]
+        norm = next((c for c in norms if same(next(iter(c.inputs.values())), last)), None)
         if norm is None:
             why = "no norm reads the last residual stream" + (" (each block ends in one)" if main[-1].post_norm else "")
             self.absent[Site("final_norm")] = self.absent[Site("final_norm_scale")] = why
