@@ -296,7 +296,8 @@ class _Checks:
         got = self._record(*(site[kind] for kind in _EXPERTS), site["mlp_out"], f"module:{path}")
         out = got[f"module:{path}"]
         post, index, weight = (got[site[kind]].flatten(0, 1) for kind in _EXPERTS)
-        pair = combine(self.module.get_submodule(path), post, *by_slot(index, weight)), out
+        chosen = (x[:, : index.shape[1]] for x in by_slot(index, weight))  # others have no weight, where all is right
+        pair = combine(self.module.get_submodule(path), post, *chosen), out
         if site["mlp_out"] not in got:
             return pair, [], 1.0
 
