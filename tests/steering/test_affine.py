@@ -53,10 +53,29 @@ def test_training_lowers_the_distance_and_the_penalty_leaves_units_alone(model):
     assert nothing.changed == 0.0
 
 
+def test_the_first_token_is_neither_averaged_nor_mapped(model):
+    maps = affine.closed_form(model, SOURCE, TARGET, sites="resid_post.1")
+    clean, mapped = (model.run(SOURCE, record="resid_post.1", do=do)["resid_post.1"] for do in ([], maps.apply()))
+    assert torch.equal(clean[:, 0], mapped[:, 0]) and not torch.equal(clean[:, 1], mapped[:, 1])
+    one = model.run(SOURCE[0], record="resid_post.1")["resid_post.1"]
+    torch.testing.assert_close(affine.pooled(model, SOURCE, "resid_post.1")["resid_post.1"][0], one[0, 1:].mean(0))
+
+
+def test_training_gets_near_the_least_distance_in_few_steps(model):
+    """Of one site, the closed form is the least."""
+    least, ours = (
+        affine.distance(model, fit(model, SOURCE, TARGET, sites="resid_post.1"), SOURCE, TARGET, sites="resid_post.1")
+        for fit in (affine.closed_form, affine.trained)
+    )
+    assert ours <= 1.02 * least
+
+
 def test_what_cannot_be_matched_is_refused(model):
     with pytest.raises(DirectionError, match="as many rows"):
         affine.wasserstein(torch.zeros(3, 1), torch.zeros(4, 1))
     with pytest.raises(DirectionError, match="as many texts"):
         affine.closed_form(model, SOURCE, TARGET * 2)
+    with pytest.raises(DirectionError, match="one token long"):
+        affine.pooled(model, [*SOURCE, ""], "resid_post.1")
     with pytest.raises(DirectionError, match="fewer than 8"):
         affine.pooled(model, SOURCE[:3], "resid_post.1")

@@ -5,7 +5,7 @@ import pytest
 import patchclamp as pc
 from patchclamp.organisms.tales import chat, world
 from patchclamp.steering import DirectionError, select
-from patchclamp.studies.steering.refusal_direction import _prompts
+from patchclamp.studies.steering.refusal_direction import _answers, _prompts, _worded
 
 
 @pytest.fixture(scope="module")
@@ -45,3 +45,16 @@ def test_where_none_passes_the_reasons_are_told(model):
     prompts = _prompts(world.HARMLESS, held_out=False)
     with pytest.raises(DirectionError, match=r"none of 3 candidates passes: .*adding it does not bring"):
         select(model, prompts[:24], prompts[24:48], tokens=[5], positions=(-1,), seed=0)
+
+
+def test_what_takes_a_behaviour_that_should_stay_does_not_pass(found, model):
+    tokens = model.tokenizer(chat.REFUSAL, add_special_tokens=False)["input_ids"][:1]
+    sides = [_prompts(verbs, held_out=False)[::3] for verbs in (world.REFUSED, world.HARMLESS)]
+    keeps = _answers(_worded(world.HARMLESS, held_out=False)[::6])
+    careful = select(model, *sides, tokens=tokens, positions=(-1, -2), keeps=keeps, seed=0)
+    clean, left, lost = (
+        float(keeps.measure(model, do).mean())
+        for do in ([], careful.direction.ablated(model), found.direction.ablated(model))
+    )
+    assert careful.chosen.kept == left / clean >= 0.98 > lost / clean
+    assert any(keeps.name in candidate.refused for candidate in careful.candidates)

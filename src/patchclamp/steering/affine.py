@@ -8,6 +8,10 @@ A unit z becomes w z + b. What is asked is that its distribution over prompts (m
 1-D Wasserstein distance; no prompt is paired with another. The closed form fits sorted to sorted values (Rodriguez et
 al. 2024, arXiv:2410.23054); training moves all maps at once, each seeing what earlier ones do, and with a sparse group
 lasso leaves most units alone (Rodriguez et al. 2025, arXiv:2503.10679).
+
+A prompt's first token is neither averaged nor mapped: it says nothing of the text, and attention rests on its state.
+Source and target should differ in nothing else than what is wanted: of few prompts, the maps learn any other difference
+as well.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -24,6 +28,7 @@ from patchclamp.steering.direction import DirectionError
 from patchclamp.views.terminal import track
 
 FEWEST = 8
+TEXT = slice(1, None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,9 +40,9 @@ class Maps:
     fit: str = ""
 
     def apply(self, strength: float = 1.0) -> list[Intervention]:
-        """(1 - strength) z + strength (w z + b) at every site and position; strength 0 changes no bit."""
+        """(1 - strength) z + strength (w z + b) at every site and token but the first; strength 0 changes no bit."""
         return [
-            edit(site, _map(1 + strength * (self.weights[site] - 1), strength * self.biases[site]))
+            edit(site, _map(1 + strength * (self.weights[site] - 1), strength * self.biases[site]), pos=TEXT)
             for site in self.weights
         ]
 
@@ -101,25 +106,27 @@ def trained(
     sites: "str | Site" = "resid_post.*",
     sparse: float = 0.0,
     groups: float = 0.0,
-    steps: int = 200,
-    rate: float = 0.02,
+    steps: int = 100,
+    rate: float = 0.1,
 ) -> Maps:
     """LinEAS: the maps that make the sum over sites and units of Wasserstein distances least, trained end to end.
 
-    `sparse` weighs |w - 1| + |b| and `groups` the Euclidean norm of a site's whole map, both by proximal steps, so that
-    units and sites are left exactly as they are. Nothing is drawn at random.
+    What is trained of a unit is w, about the source's mean, and how far that mean moves, in standard deviations: w and
+    b themselves go together and differ in size, and gradient descent gets half as far. `sparse` weighs the sum of both
+    and `groups` the Euclidean norm of a site's whole map, by proximal steps, so that units and sites are left exactly
+    as they are. Nothing is drawn at random.
     """
-    wanted = pooled(model, target, sites)
+    wanted, clean = pooled(model, target, sites), pooled(model, source, sites)
     _same(source, target)
     tokens = model.tokens(list(source))
-    # By site [2, d]: departure of the weight from 1, and the bias.
+    # By site [2, d]: departure of the weight from 1, and of the mean.
     moves = {site: torch.zeros(2, rows.shape[1], requires_grad=True) for site, rows in wanted.items()}
     optimizer = torch.optim.Adam(list(moves.values()), lr=rate)
     with torch.enable_grad():
         for step in track(range(steps), "training maps"):
             now = rate * (1 - step / steps)
             optimizer.param_groups[0]["lr"] = now
-            do = [edit(site, _map(1 + move[0], move[1])) for site, move in moves.items()]
+            do = [edit(site, _map(*_line(move, clean[site])), pos=TEXT) for site, move in moves.items()]
             with model.under(do, record=list(moves)) as run:
                 model.hf(input_ids=tokens.ids.to(model.device), attention_mask=tokens.mask.to(model.device).long())
             found = {site: _pool(run[site], tokens.mask) for site in moves}
@@ -129,8 +136,8 @@ def trained(
                 move.grad = grad
             optimizer.step()
             _shrink(optimizer, now, sparse, groups)
-    weights = {site: 1 + move[0].detach() for site, move in moves.items()}
-    return Maps(weights, {site: move[1].detach() for site, move in moves.items()}, "LinEAS")
+    lines = {site: _line(move.detach(), clean[site]) for site, move in moves.items()}
+    return Maps({site: line[0] for site, line in lines.items()}, {s: line[1] for s, line in lines.items()}, "LinEAS")
 
 
 def distance(
@@ -144,17 +151,26 @@ def distance(
 def pooled(
     model: Model, texts: Sequence[str], sites: "str | Site", do: Sequence[Intervention] = ()
 ) -> dict[str, Float[Tensor, "text d"]]:
-    """The mean over each text's tokens at every site, as the model goes on with it under `do`."""
+    """The mean over each text's tokens but the first at every site, as the model goes on with it under `do`."""
     if len(texts) < FEWEST:
         raise DirectionError(f"{len(texts)} texts, and a distribution over fewer than {FEWEST} is mostly noise")
     run = model.run(list(texts), record=sites, do=do, stop=True)
     assert run.tokens is not None
+    short = [text for text, count in zip(texts, run.tokens.mask.sum(1).tolist(), strict=True) if count < 2]
+    if short:
+        raise DirectionError(f"the text {short[0]!r} is one token long, and the first token is left out")
     return {str(site): _pool(run[site], run.tokens.mask).float().cpu() for site in model.sites(sites)}
 
 
 def _pool(states: Tensor, mask: Tensor) -> Tensor:
-    real = mask.to(states)[..., None]
+    real = (mask & (mask.cumsum(1) > 1)).to(states)[..., None]
     return (states * real).sum(1) / real.sum(1)
+
+
+def _line(move: Tensor, source: Tensor) -> tuple[Tensor, Tensor]:
+    """Weight and bias [d] of what is trained [2, d]; a unit that is constant has no unit to count in but 1."""
+    spread = source.std(0)
+    return 1 + move[0], torch.where(spread > 0, spread, 1.0) * move[1] - move[0] * source.mean(0)
 
 
 def _same(source: Sequence[str], target: Sequence[str]) -> None:

@@ -8,8 +8,9 @@ Of every layer's input and each position the difference of means is a candidate.
 from, a candidate is judged by what ablating it everywhere leaves of the behaviour (bypass), by what adding it at its
 own layer brings (induce), and by how far ablation moves the predictions on prompts without the behaviour (KL). The
 least bypass score wins among those that pass (Arditi et al. 2024, arXiv:2406.11717, section 2.3 and appendix C). With
-`neutral=` text a candidate must also leave that text nearly as likely as it was: prompts of one form do not show
-everything that a direction is used for.
+`neutral=` text a candidate must also leave that text nearly as likely as it was, and with `keeps=` leave a behaviour
+that it should not touch: prompts of one form, and the first token of what follows them, do not show everything that a
+direction is used for.
 """
 
 from collections.abc import Sequence
@@ -19,20 +20,22 @@ from typing import Any
 import torch
 
 from patchclamp.model import Model
-from patchclamp.steering.behaviour import Neutral, last_logits, log_odds
+from patchclamp.steering.behaviour import Behaviour, Neutral, last_logits, log_odds
 from patchclamp.steering.direction import Direction, DirectionError
 from patchclamp.steering.means import differences
 from patchclamp.views.terminal import track
 
 LATEST = 0.8  # share of the depth above which a direction is too near the output: it writes the tokens themselves
 MOST_KL = 0.1  # nats
+KEPT = 0.98  # share of the behaviour that should stay
 
 
 @dataclass(frozen=True)
 class Candidate:
     """A direction and its scores: `bypass` and `induce` are mean log-odds of the behaviour's tokens, `kl` is in nats.
 
-    `rise` is what ablation costs neutral text, in nats a token; NaN where there was none.
+    `rise` is what ablation costs neutral text, in nats a token, and `kept` what it leaves of the behaviour that should
+    stay, as a share; NaN where there was none, and where the candidate was out before it was asked.
     """
 
     direction: Direction
@@ -42,11 +45,12 @@ class Candidate:
     induce: float
     kl: float
     rise: float = float("nan")
+    kept: float = float("nan")
     refused: str = ""
 
     def row(self) -> dict[str, Any]:
         """Plain data."""
-        scores = {"bypass": self.bypass, "induce": self.induce, "KL": self.kl, "rise": self.rise}
+        scores = {"bypass": self.bypass, "induce": self.induce, "KL": self.kl, "rise": self.rise, "kept": self.kept}
         return {"layer": self.layer, "position": self.position, **scores, "passes": not self.refused}
 
 
@@ -85,18 +89,21 @@ def select(
     validation: float = 0.25,
     neutral: Any = None,
     budget: float = 0.05,
+    keeps: Behaviour | None = None,
     seed: int = 0,
 ) -> Selected:
     """The direction that mediates the behaviour of `positive` prompts (refused, say) which `negative` ones lack.
 
     `tokens` are what the behaviour begins with; `positions` count from each prompt's end. A share of `validation` of
-    both sides judges and is not averaged over; ablation may cost `neutral` text at most `budget` nats a token. Raises
+    both sides judges and is not averaged over; ablation may cost `neutral` text at most `budget` nats a token, and must
+    leave 98 % of the behaviour that it `keeps` (that harmless requests are answered rightly, say). Raises
     `DirectionError` where no candidate passes, with the reasons.
     """
     high, high_held = _split(positive, validation, seed)
     low, low_held = _split(negative, validation, seed + 1)
     harm, harmless = log_odds(high_held, tokens), log_odds(low_held, tokens)
     text = None if neutral is None else Neutral(model, neutral)
+    whole = None if keeps is None else float(keeps.measure(model).mean())
     clean = last_logits(model, low_held).double().log_softmax(-1)
     found = {at: differences(model, high, low, sites="resid_pre.*", pos=at) for at in positions}
     candidates = []
@@ -114,7 +121,11 @@ def select(
         refused = _refused(site.layer, model.n_layers, kl, induce)
         if not refused and rise > budget:
             refused = f"ablation costs neutral text more than {budget:.3g} nats a token"
-        candidates.append(Candidate(direction, site.layer, at, bypass, induce, kl, rise, refused))
+        kept = float("nan")
+        if keeps is not None and whole is not None and not refused:
+            kept = float(keeps.measure(model, ablated).mean()) / whole if whole else 0.0
+            refused = "" if kept >= KEPT else f"ablation leaves less than {KEPT:.0%} of: {keeps.name}"
+        candidates.append(Candidate(direction, site.layer, at, bypass, induce, kl, rise, kept, refused))
     passing = [candidate for candidate in candidates if not candidate.refused]
     if not passing:
         reasons = sorted({candidate.refused for candidate in candidates})

@@ -21,6 +21,7 @@ from patchclamp.steering import Gated, Neutral
 from patchclamp.steering.behaviour import last_logits
 from patchclamp.studies.lab import Lab
 from patchclamp.studies.measured import Measured
+from patchclamp.studies.seeds import over_seeds
 from patchclamp.studies.study import Study
 from patchclamp.tasks.words import WORDS
 
@@ -79,6 +80,7 @@ def nothing(lab: Lab) -> Measured:
     at_least=0.25,
     control="the gate that names other clusters",
 )
+@over_seeds
 def steers(lab: Lab) -> Measured:
     """By prompt, of four kinds. The premise of what follows."""
     shares = lab.once(_shares)
@@ -91,6 +93,7 @@ def steers(lab: Lab) -> Measured:
     control="the gate that names other clusters, less one difference of means",
     given=steers,
 )
+@over_seeds
 def beats_single(lab: Lab) -> Measured:
     """Each at the layer and strength with most of the wanted words within one budget, chosen on other prompts."""
     shares = lab.once(_shares)
@@ -103,6 +106,7 @@ def beats_single(lab: Lab) -> Measured:
     control="the gate that names other clusters, less the neuron",
     given=steers,
 )
+@over_seeds
 def beats_neuron(lab: Lab) -> Measured:
     shares = lab.once(_shares)
     return Measured.mean(shares["gated"] - shares["neuron"], control=shares["misled"] - shares["neuron"])
@@ -114,6 +118,7 @@ def beats_neuron(lab: Lab) -> Measured:
     control="refined on the same states with clusters in another order",
     given=steers,
 )
+@over_seeds
 def refined(lab: Lab) -> Measured:
     """On the second half of a stream of prompts that begin with other text; the first half refines."""
     gained, astray = lab.once(_refinement)
@@ -187,8 +192,10 @@ def _share(lab: Lab, do: list[Intervention], half: int) -> Tensor:
     """By prompt of one half, the wanted words' share of the probability of both sets."""
     found = []
     for kind in lab.once(_kinds).values():
+        ids = [_ids(lab, words) for words in (kind.words, kind.others)]
+        lab.need(set(ids[0]).isdisjoint(ids[1]), "a tokenizer whose first tokens tell wanted words from others")
         probabilities = last_logits(lab.model, kind.prompts[half::2], do).double().softmax(-1)
-        wanted, other = (probabilities[:, _ids(lab, words)].sum(-1) for words in (kind.words, kind.others))
+        wanted, other = (probabilities[:, some].sum(-1) for some in ids)
         found.append(wanted / (wanted + other))
     return torch.cat(found)
 
