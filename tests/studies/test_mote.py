@@ -43,4 +43,4 @@ def test_all_holds():
 def test_on_random_weights_no_finding_holds():
     verdict = studies.run("mote", model="random")
     assert [claim.holds for claim in verdict.claims] == [claim.kind == "identity" for claim in verdict.claims]
-    assert len(verdict.claims) == len(study.claims) == 9
+    assert len(verdict.claims) == len(study.claims) == 10

@@ -26,7 +26,7 @@ from patchclamp import views
 from patchclamp.interventions import Intervention, ablate
 from patchclamp.sites import Site
 from patchclamp.steering import Neutral
-from patchclamp.steering.experts import Relevance, relevance, switch, weigh
+from patchclamp.steering.experts import Relevance, activity, relevance, switch, weigh
 from patchclamp.studies.lab import Lab
 from patchclamp.studies.measured import Measured
 from patchclamp.studies.steering import _refusing as refusing
@@ -46,7 +46,28 @@ RANDOM = 12
 
 
 @study.identity(
-    "the weights of those that are left have the sum that all had: where all experts are alike, none is missed",
+    "the weights of those that are left have the sum that all had",
+    tolerance=1e-5,
+    control="its weight alone removed",
+    breaks=1e-2,
+)
+def summed(lab: Lab) -> Measured:
+    """By token and layer, with the expert that is chosen most often off, in the model itself."""
+    model = lab.model
+    routers = [site for site in model.sites() if site.kind == "router" and site.unit is None]
+    lab.need(routers, "a mixture of experts whose routers are sites")
+    ids = torch.randint(len(model.embeddings.weight), (8, 9), generator=lab.generator)
+    used = activity(model, ids)
+    most = used.experts[int(used.chosen.mean(0).argmax())]
+    weights = Site("expert_weight", most.layer, stack=most.stack)
+    before, after = (model.run(ids, do=do, record=weights)[weights] for do in ([], switch(model, off=[most])))
+    left = before.index_fill(-1, torch.tensor([most.unit]), 0.0).sum(-1)
+    some = left > 0  # where it was chosen alone, nothing is left
+    return Measured.gap(after.sum(-1)[some], before.sum(-1)[some], control=(left[some], before.sum(-1)[some]))
+
+
+@study.identity(
+    "so where all experts are alike, none is missed",
     tolerance=1e-4,
     control="its output removed, the others' weights as they were",
     breaks=1e-2,
@@ -72,6 +93,7 @@ def kept(lab: Lab) -> Measured:
 )
 def ranked(lab: Lab) -> Measured:
     """Twenty mixtures with random weights, the expert drawn for each."""
+    lab.once(_labs)
     draws = range(60 if lab.full else 20)
     found = [[_first(lab, draw, sent=sent) for draw in draws] for sent in (not lab.untrained, False)]
     return Measured.share(found[0], control=found[1])
@@ -192,6 +214,9 @@ def _first(lab: Lab, draw: int, *, sent: bool) -> bool:
 
 def _labs(lab: Lab) -> list[Lab]:
     """One; in full three, whose networks, texts and draws are their own."""
+    lab.need(
+        lab.truth.name == study.organism, "no model: it is asked of a mixture in which one expert refuses, trained here"
+    )
     return [replace(lab, seed=lab.seed + n, full=False, shared={}) for n in range(3 if lab.full else 1)]
 
 
