@@ -227,6 +227,11 @@ def test_probe_reads_a_file_and_writes_every_score(tmp_path):
     assert run("probe", tmp_path / "texts.csv", *options) == 0
     (row,) = json.loads(written.read_text())
     assert row["score"] > 0.9 and row["shuffled"] < row["score"] and (tmp_path / "out" / "scores.pt").exists()
+    lengths = [f"{'Mary went home . ' * times},{times / 2}" for times in range(1, 9)]
+    (tmp_path / "lengths.csv").write_text("text,label\n" + "\n".join(lengths))
+    assert run("probe", tmp_path / "lengths.csv", *options[:2], "--folds", 4, "--json", written) == 0
+    (row,) = json.loads(written.read_text())
+    assert row["score"] > row["shuffled"]
 
 
 def test_bench_scores_methods_on_known_circuits(tmp_path):

@@ -36,6 +36,12 @@ def test_a_control_task_is_decided_by_the_token():
     assert y[0] == y[4] and y[1] == y[5] and y[:4].sum() == 2
 
 
+def test_control_numbers_are_decided_by_the_token():
+    ids, y = torch.tensor([3, 4, 5, 6, 3, 4]), torch.arange(6.0)[:, None] / 4
+    drawn = controls.control_numbers(ids, y, seed=2)
+    assert drawn[0] == drawn[4] and drawn[1] == drawn[5] and set(drawn[:, 0].tolist()) <= set(y[:, 0].tolist())
+
+
 def test_regimes():
     y = torch.tensor([1.0, 0.0] * 50)
     rows = scarce(y, 20, share=0.1, seed=0)

@@ -69,6 +69,31 @@ def test_tokens_are_rows_and_prompts_stay_together(model):
     assert float(scores.table["bag_of_tokens"].mean()) > 0.9  # a part of speech is known by the word
 
 
+def test_numbers_are_read_by_ridge_regression(model, praise):
+    """How many tokens a text has is told at its last token; the number of another text is not."""
+    texts, _ = praise
+    lengths = [len(model.tokenizer(text)["input_ids"]) / 10 for text in texts]
+    scores = probe(model, texts, lengths, sites="resid_post.*", seed=0)
+    assert scores.table.attrs["measure"] == "r2" and "RidgeRegression" in scores.table.attrs["probe"]
+    best = scores.best()
+    assert best["score"] > 0.5 and best["low"] <= best["score"] <= best["high"]
+    assert best["shuffled"] < 0.1 and best["random"] < 0.1
+    assert scores.direction().vector.shape == (model.d_model,)
+    with pytest.raises(ValueError, match="'auc' is not for numbers; there are correlation, r2"):
+        probe(model, texts, lengths, sites="resid_post.0", measure="auc")
+    with pytest.raises(ValueError, match="'r2' is not for classes"):
+        probe(model, *praise, sites="resid_post.0", measure="r2")
+
+
+def test_numbers_of_tokens_have_a_control_task(model, praise):
+    ids = model.tokens(praise[0][:30])
+    place = torch.where(ids.mask.bool(), ids.mask.cumsum(1) / 10, torch.nan)
+    scores = probe(model, praise[0][:30], place, sites="resid_post.1", positions="tokens", seed=0)
+    assert scores.table.attrs["rows"] == int(ids.mask.sum())
+    assert float(scores.table["score"].item()) > 0.5 > float(scores.table["shuffled"].item())
+    assert float(scores.table["selectivity"].item()) > 0
+
+
 def test_classes_are_each_against_the_rest(model, praise):
     texts, _ = praise
     classes = [("a", "b", "c")[i % 3] for i in range(len(texts))]

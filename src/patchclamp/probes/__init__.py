@@ -3,6 +3,7 @@
 scores = probes.probe(model, texts, labels)     # every layer, cross-validated, beside its controls
 probe = probes.Logistic(C=0.1).fit(x, y)        # x [..., row, d]: layers, positions and labels in one pass
 probes.KSparse(3, selector="f").fit(x, y).support_
+probes.RidgeRegression().fit(x, numbers)        # how much, not whether: R²
 """
 
 from patchclamp.probes import controls as controls
@@ -32,6 +33,9 @@ from patchclamp.probes.quiver import Quiver as Quiver
 from patchclamp.probes.regimes import flipped as flipped
 from patchclamp.probes.regimes import scarce as scarce
 from patchclamp.probes.regimes import shifted as shifted
+from patchclamp.probes.regression import MLPRegression as MLPRegression
+from patchclamp.probes.regression import RidgeRegression as RidgeRegression
+from patchclamp.probes.regression import SparseRegression as SparseRegression
 from patchclamp.probes.scan import Scores as Scores
 from patchclamp.probes.scan import probe as probe
 from patchclamp.probes.selectors import SELECTORS as SELECTORS

@@ -4,6 +4,7 @@
     random_like(x, seed=0)                     # activations that say nothing, of the same mean and covariance
     bag_of_tokens(ids, mask)                   # what the words alone say, without the model
     control_task(ids, seed=0)                  # a random label for each kind of token: what can be memorised
+    control_numbers(ids, y, seed=0)            # the same for labels that are numbers
 
 Selectivity is the score on the task minus that on the control task (Hewitt and Liang 2019, arXiv:1909.03368).
 """
@@ -59,3 +60,13 @@ def control_task(ids: Int[Tensor, "*row"], *, share: float = 0.5, seed: int = 0)
     yes = torch.zeros(len(kinds))
     yes[order[: min(len(kinds) - 1, max(1, round(share * len(kinds))))]] = 1.0
     return yes.to(which.device)[which]
+
+
+def control_numbers(
+    ids: Int[Tensor, " row"], y: Float[Tensor, "row *label"], *, seed: int = 0
+) -> Float[Tensor, "row *label"]:
+    """Numbers for each row that its token decides at random: for each kind of token those of some row."""
+    kinds, which = torch.as_tensor(ids).unique(return_inverse=True)
+    if len(kinds) < 2:
+        raise ValueError("a control task needs tokens of two kinds at least")
+    return y[torch.randint(len(y), (len(kinds),), generator=torch.Generator().manual_seed(seed))][which]

@@ -5,7 +5,8 @@
     probe.probe_.weight, probe.probe_.bias     # [..., d] and [...], in the units of x
     probe.probe_.as_direction()                # for one label at one site: its vector and where it belongs
 
-Labels are binary. Several classes are several labels, each against the rest: `one_hot(classes)`.
+Labels are binary; several classes are several labels, each against the rest: `one_hot(classes)`. What reads numbers is
+in `regression`.
 """
 
 from collections.abc import Sequence
@@ -68,16 +69,18 @@ class Estimator:
     probe_: Probe = field(init=False, repr=False)
     doubled: ClassVar[bool] = True
     """Whether `_solve` wants x in float64; if not, float32 stays what it is."""
+    numbers: ClassVar[bool] = False
+    """Whether labels are numbers, and not 0 and 1."""
 
     def fit(self, x: Any, y: Any, *, sample_weight: Any = None, site: str | None = None) -> Self:
         """Fit one probe for each site of x and each label of y.
 
         x is [..., row, d]. y is [row] (the same labels at every site), [..., row], or with one more dimension for
-        several labels; 0 and 1, or bool. `sample_weight` has the shape of y, or [row]; rows of weight 0 are left out.
-        ValueError for labels that are not binary, for a label with only one of its two values, and for x that is not
-        finite.
+        several labels; 0 and 1, or bool, or any number where the probe is for `numbers`. `sample_weight` has the shape
+        of y, or [row]; rows of weight 0 are left out. ValueError for labels that are not binary (or not finite), for a
+        label with only one value, and for x that is not finite.
         """
-        x, y, weights, labelled = arranged(x, y, sample_weight)
+        x, y, weights, labelled = arranged(x, y, sample_weight, numbers=self.numbers)
         sites = x.shape[:-2]
         flat = x.reshape(-1, *x.shape[-2:])
         dtype = torch.float64 if self.doubled or x.dtype != torch.float32 else torch.float32
@@ -172,7 +175,9 @@ def _part(y: Tensor, part: slice) -> Tensor:
     return y if len(y) == 1 else y[part]
 
 
-def arranged(x: Any, y: Any, sample_weight: Any = None) -> tuple[Tensor, Tensor, Tensor, bool]:
+def arranged(
+    x: Any, y: Any, sample_weight: Any = None, *, numbers: bool = False
+) -> tuple[Tensor, Tensor, Tensor, bool]:
     """x as a tensor [..., row, d], y and weights as float64 [..., row, label] with 1 or all sites in front, and whether
     y came with a dimension of labels.
     """
@@ -185,8 +190,13 @@ def arranged(x: Any, y: Any, sample_weight: Any = None) -> tuple[Tensor, Tensor,
     rows, sites = x.shape[-2], x.shape[:-2]
     labelled = y.shape != x.shape[:-1] and y.ndim > 1
     y = _of_labels(y, sites, rows, labelled, "y")
-    if not bool(((y == 0) | (y == 1)).all()):
-        raise ValueError("labels are 0 and 1 (or bool); several classes are several labels: one_hot(classes)")
+    if numbers and not bool(y.isfinite().all()):
+        raise ValueError("y has entries that are not finite")
+    if not numbers and not bool(((y == 0) | (y == 1)).all()):
+        raise ValueError(
+            "labels are 0 and 1 (or bool); several classes are several labels: one_hot(classes); numbers are read by "
+            "RidgeRegression and its like"
+        )
     if sample_weight is None:
         weights = torch.ones(1, rows, 1, dtype=torch.float64, device=x.device)
     else:
@@ -197,10 +207,11 @@ def arranged(x: Any, y: Any, sample_weight: Any = None) -> tuple[Tensor, Tensor,
     front = torch.broadcast_shapes(y.shape[:-2], weights.shape[:-2])
     y = y.expand(*front, *y.shape[-2:])
     weights = weights.expand(*front, rows, y.shape[-1])
-    yes, no = (y * weights).sum(-2), ((1 - y) * weights).sum(-2)
-    if not bool(((yes > 0) & (no > 0)).all()):
-        place = [int(i) for i in ((yes <= 0) | (no <= 0)).nonzero()[0]]
-        raise ValueError(f"label {place[-1]} has only one of its two values among {rows} rows: nothing to tell apart")
+    there = weights > 0
+    alike = y.masked_fill(~there, -torch.inf).amax(-2) <= y.masked_fill(~there, torch.inf).amin(-2)
+    if bool(alike.any()):
+        label = int(alike.nonzero()[0][-1])
+        raise ValueError(f"label {label} has only one of its values among {rows} rows: nothing to tell apart")
     return x, y, weights, labelled
 
 

@@ -28,41 +28,53 @@ class Ridge(Estimator):
     alpha_: Tensor = field(init=False, repr=False)
 
     def _solve(self, x: Tensor, y: Tensor, weights: Tensor) -> tuple[Tensor, ...]:
-        if self.alpha is not None and not self.alpha > 0:
-            raise ValueError(f"alpha={self.alpha}: expected a positive number, or None for leave-one-out")
-        labels = y.shape[-1]
-        if labels > 1 and not bool((weights == weights[..., :1]).all()):  # rows weigh otherwise for each label
-            parts = [self._solve(x, y[..., i : i + 1], weights[..., i : i + 1]) for i in range(labels)]
-            return tuple(torch.cat(each, 1) for each in zip(*parts, strict=True))
-        root = weights[..., :1].sqrt()
-        total = (root**2).sum(1, keepdim=True)
-        centre = ((root**2) * x).sum(1, keepdim=True) / total
-        target = 2 * y - 1
-        middle = ((root**2) * target).sum(1, keepdim=True) / total
-        rows, t = root * (x - centre), (root * (target - middle)).expand(len(x), -1, -1)
-        primal = rows.shape[1] >= rows.shape[2]
-        gram = rows.transpose(1, 2) @ rows if primal else rows @ rows.transpose(1, 2)
-        values, vectors = torch.linalg.eigh(gram)
-        values = values.clamp_min(0)
-        z = rows @ vectors if primal else vectors * values.sqrt()[:, None]  # rows in the eigenbasis
-        along = z.transpose(1, 2) @ t
-        if self.alpha is None:
-            grid = values.mean(1)[:, None] * torch.tensor(ALPHAS, dtype=values.dtype, device=x.device)
-            errors = torch.stack([_left_out(z, t, along, values + alpha[:, None], root) for alpha in grid.unbind(1)])
-            alpha = grid.gather(1, errors.argmin(0))
-        else:
-            alpha = x.new_full((len(x), labels), self.alpha)
-        inner = along / (values[..., None] + alpha[:, None])
-        if primal:
-            w = vectors @ inner
-        else:
-            kept = values > 1e-12 * values[:, -1:]
-            w = rows.transpose(1, 2) @ (vectors @ (inner * torch.where(kept, values.rsqrt(), 0.0)[..., None]))
-        w = w.transpose(1, 2)
-        return w, middle[:, 0] - (w * centre).sum(-1), alpha
+        return least_squares(x, 2 * y - 1, weights, self.alpha)
 
     def _learnt(self, *rest: Tensor) -> None:
         (self.alpha_,) = rest
+
+
+def least_squares(
+    x: Float[Tensor, "site row d"],
+    y: Float[Tensor, "some row label"],
+    weights: Float[Tensor, "some row label"],
+    alpha: float | None,
+) -> tuple[Float[Tensor, "site label d"], Float[Tensor, "site label"], Float[Tensor, "site label"]]:
+    """Weight and bias that minimise sum_i s_i (y_i - w . x_i - b)² + alpha |w|², and alpha: where it is None, that of
+    ALPHAS which leave-one-out prefers.
+    """
+    if alpha is not None and not alpha > 0:
+        raise ValueError(f"alpha={alpha}: expected a positive number, or None for leave-one-out")
+    labels = y.shape[-1]
+    if labels > 1 and not bool((weights == weights[..., :1]).all()):  # rows weigh otherwise for each label
+        parts = [least_squares(x, y[..., i : i + 1], weights[..., i : i + 1], alpha) for i in range(labels)]
+        w, b, chosen = (torch.cat(each, 1) for each in zip(*parts, strict=True))
+        return w, b, chosen
+    root = weights[..., :1].sqrt()
+    total = (root**2).sum(1, keepdim=True)
+    centre = ((root**2) * x).sum(1, keepdim=True) / total
+    middle = ((root**2) * y).sum(1, keepdim=True) / total
+    rows, t = root * (x - centre), (root * (y - middle)).expand(len(x), -1, -1)
+    primal = rows.shape[1] >= rows.shape[2]
+    gram = rows.transpose(1, 2) @ rows if primal else rows @ rows.transpose(1, 2)
+    values, vectors = torch.linalg.eigh(gram)
+    values = values.clamp_min(0)
+    z = rows @ vectors if primal else vectors * values.sqrt()[:, None]  # rows in the eigenbasis
+    along = z.transpose(1, 2) @ t
+    if alpha is None:
+        grid = values.mean(1)[:, None] * torch.tensor(ALPHAS, dtype=values.dtype, device=x.device)
+        errors = torch.stack([_left_out(z, t, along, values + one[:, None], root) for one in grid.unbind(1)])
+        chosen = grid.gather(1, errors.argmin(0))
+    else:
+        chosen = x.new_full((len(x), labels), alpha)
+    inner = along / (values[..., None] + chosen[:, None])
+    if primal:
+        w = vectors @ inner
+    else:
+        kept = values > 1e-12 * values[:, -1:]
+        w = rows.transpose(1, 2) @ (vectors @ (inner * torch.where(kept, values.rsqrt(), 0.0)[..., None]))
+    w = w.transpose(1, 2)
+    return w, middle[:, 0] - (w * centre).sum(-1), chosen
 
 
 def _left_out(z: Tensor, t: Tensor, along: Tensor, shifted: Tensor, root: Tensor) -> Float[Tensor, "site label"]:

@@ -55,12 +55,30 @@ def mcc(decision: Float[Tensor, "*probe row"], y: Float[Tensor, "*probe row"]) -
     return torch.where(size > 0, (said * true).sum(-1) / size.clamp_min(1e-300).sqrt(), 0.0)
 
 
+def r2(decision: Float[Tensor, "*probe row"], y: Float[Tensor, "*probe row"]) -> Float[Tensor, "*probe"]:
+    """Share of the variance of numbers that is told: below 0 where their mean would have told more; NaN if constant."""
+    y = y.to(decision)
+    return 1 - ((y - decision) ** 2).sum(-1) / ((y - y.mean(-1, keepdim=True)) ** 2).sum(-1)
+
+
+def correlation(decision: Float[Tensor, "*probe row"], y: Float[Tensor, "*probe row"]) -> Float[Tensor, "*probe"]:
+    """Pearson's, of numbers with what they were told to be; NaN where one of them never changes."""
+    y = y.to(decision)
+    y, told = y - y.mean(-1, keepdim=True), decision - decision.mean(-1, keepdim=True)
+    return (y * told).sum(-1) / ((y**2).sum(-1) * (told**2).sum(-1)).sqrt()
+
+
+NUMBERS = ("r2", "correlation")
+"""Those that compare numbers; the others ask which side of 0."""
+
 MEASURES: dict[str, Measure] = {
     "accuracy": accuracy,
     "auc": auc,
     "balanced_accuracy": balanced_accuracy,
+    "correlation": correlation,
     "f1": f1,
     "mcc": mcc,
+    "r2": r2,
 }
 
 

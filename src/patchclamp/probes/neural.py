@@ -65,12 +65,15 @@ class MLP(Estimator):
         def losses() -> Tensor:
             hidden = (rows[:, None] @ into + shift).relu()
             z = (hidden @ out[..., None]).squeeze(-1).transpose(1, 2) + bias[:, None]
-            return (weights * softplus(z * (1 - 2 * y))).sum((0, 1))
+            return (weights * self._loss(z, y)).sum((0, 1))
 
         _trained(losses, [into, shift, out, bias], self.steps, self.learning_rate, self.decay)
         scaled = into.double() / scale.transpose(1, 2)[:, None]
         offset = shift.double()[:, :, 0] - (centre[:, None] @ scaled)[:, :, 0]
         return out.double(), bias.double(), scaled, offset
+
+    def _loss(self, z: Tensor, y: Tensor) -> Tensor:
+        return softplus(z * (1 - 2 * y))
 
     def _learnt(self, *rest: Tensor) -> None:
         self.first_ = rest
@@ -78,7 +81,7 @@ class MLP(Estimator):
     def decision_function(self, x: Any) -> Float[Tensor, "*row_and_label"]:
         """What is positive where the probe says yes."""
         if not hasattr(self, "probe_"):
-            raise ValueError("MLP is not fitted yet: call fit(x, y) first")
+            raise ValueError(f"{type(self).__name__} is not fitted yet: call fit(x, y) first")
         x, (into, shift) = as_float(x), self.first_
         labelled = self.probe_.labelled
         hidden = ((x[..., None, :, :] if labelled else x) @ into + shift[..., None, :]).relu()

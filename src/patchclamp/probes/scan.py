@@ -5,6 +5,8 @@
     scores.best()                              # where the label is read best
     scores.direction()                         # the probe there on all rows, as a vector with its site
 
+Labels are classes, or numbers: then the score is R² and the probe a ridge regression.
+
 Every score is of rows that the probe was not fitted on. `shuffled` are labels in another order, `random` activations of
 the same mean and covariance that say nothing, `bag_of_tokens` the words of the prompt without the model.
 """
@@ -25,7 +27,8 @@ from patchclamp.model import Model
 from patchclamp.probes import controls
 from patchclamp.probes.estimator import Estimator, Probe, Vector, one_hot
 from patchclamp.probes.logistic import Logistic
-from patchclamp.probes.measures import bootstrap, by_name
+from patchclamp.probes.measures import MEASURES, NUMBERS, bootstrap, by_name
+from patchclamp.probes.regression import RidgeRegression
 from patchclamp.sites import Site, SiteError
 from patchclamp.tasks import Task
 from patchclamp.views.terminal import progress, track
@@ -99,7 +102,7 @@ def probe(
     sites: "str | Site | Sequence[str | Site]" = "resid_post.*",
     positions: Any = "last",
     probe: Estimator | None = None,
-    measure: str = "auc",
+    measure: str | None = None,
     folds: int = 5,
     groups: Sequence[Any] | None = None,
     seed: int = 0,
@@ -109,25 +112,33 @@ def probe(
 
     `texts` are prompts, or a `Task` (its clean prompts). `labels` are one value a prompt (each class against the rest,
     where there are more than two), or a mapping of names to one 0 or 1 a prompt; for a task, None asks which answer is
-    right. `positions` is "last", "each" (as many as the shortest prompt has), "labels" (a task's roles), "tokens", or a
-    list of positions. With "tokens" every token is a row, labels are [prompt, pos], -1 where a token has none, and a
-    task with a random label for each kind of token is a further control.
+    right. They are numbers where one of them is a fraction, or where `probe` is one for numbers (`regression`).
+    `positions` is "last", "each" (as many as the shortest prompt has), "labels" (a task's roles), "tokens", or a list
+    of positions. With "tokens" every token is a row, labels are [prompt, pos], -1 where a token has none (NaN for
+    numbers), and a task with a random label for each kind of token is a further control.
     Prompts of one of the `groups` are never on both sides of a fold. `probe` is any estimator of this room, by default
-    a balanced, standardised logistic regression.
+    a balanced, standardised logistic regression, scored by "auc"; for numbers a ridge regression, scored by "r2".
     """
-    kind = Logistic(C=0.1, balanced=True, standardise=True) if probe is None else probe
+    numbers = has_fractions(labels) if probe is None else probe.numbers
+    default = RidgeRegression() if numbers else Logistic(C=0.1, balanced=True, standardise=True)
+    kind = default if probe is None else probe
+    measure = ("r2" if numbers else "auc") if measure is None else measure
     score = by_name(measure)
+    if (measure in NUMBERS) != numbers:
+        fitting = ", ".join(name for name in MEASURES if (name in NUMBERS) == numbers)
+        raise ValueError(f"measure={measure!r} is not for {'numbers' if numbers else 'classes'}; there are {fitting}")
     task = texts if isinstance(texts, Task) else None
     tokens = model.tokens(texts) if task is None else model.tokens(task.clean, task.mask)
     by_token = isinstance(positions, str) and positions == "tokens"
-    y, names = labelled(labels if labels is not None else _answers(task), len(tokens.ids), by_token)
+    given = labels if labels is not None else _answers(task)
+    y, names = labelled(given, len(tokens.ids), by_token, numbers)
     wanted = _sites(model, sites)
     where, places = _places(task, tokens.mask.bool(), positions)
     group = _numbered(groups, len(tokens.ids))
     x = _activations(model, tokens.ids, tokens.mask.bool(), wanted, where, batch)
     bag, known = controls.bag_of_tokens(tokens.ids, tokens.mask), tokens.mask.bool()
     if by_token:
-        known = tokens.mask.bool() & (y >= 0).all(-1)
+        known = tokens.mask.bool() & (y.isfinite() if numbers else y >= 0).all(-1)
         x = x.transpose(1, 2)[:, known][:, None]
         y, group = y[known], group[:, None].expand(known.shape)[known]
         bag = torch.nn.functional.one_hot(tokens.ids[known].unique(return_inverse=True)[1]).double()
@@ -135,12 +146,10 @@ def probe(
     wrong = controls.shuffled(y, seed=seed)
     sides = {"score": (x, y), "shuffled": (x, wrong), "random": (controls.random_like(x, seed=seed), y)}
     if by_token:
-        kinds, shares = tokens.ids[known], y.mean(0).tolist()
-        tasks = [controls.control_task(kinds, share=share, seed=seed + i) for i, share in enumerate(shares)]
-        sides["control_task"] = (x, torch.stack(tasks, -1).double())
+        sides["control_task"] = (x, _control_task(tokens.ids[known], y, numbers, seed))
     with progress(f"probing {x.shape[0] * x.shape[1] * len(names)} places", folds * (len(sides) + 1)) as advance:
         decisions = {name: _left_out(kind, *pair, fold, advance) for name, pair in sides.items()}
-        words = _left_out(Logistic(balanced=True), bag, y, fold, advance)
+        words = _left_out(RidgeRegression() if numbers else Logistic(balanced=True), bag, y, fold, advance)
     found = {name: score(decisions[name], sides[name][1].T) for name in sides}
     if by_token:
         found["selectivity"] = found["score"] - found["control_task"]
@@ -153,15 +162,31 @@ def probe(
     return Scores(table, whole, tuple(map(str, wanted)), tuple(places), tuple(names))
 
 
-def labelled(labels: Any, prompts: int, by_token: bool = False) -> tuple[Float[Tensor, "*row label"], list[str]]:
-    """Labels as columns of 0 and 1 with their names: a mapping is taken as it is, two classes are one column, more are
-    each against the rest. ValueError where there are not as many as prompts, or only one class.
+def has_fractions(labels: Any) -> bool:
+    """Whether labels, of one column or several by name, are numbers of which one is a fraction.
+
+    >>> has_fractions([1.5, 2.0]), has_fractions([1, 0]), has_fractions(["a", "b"]), has_fractions({"late": [0, 1]})
+    (True, False, False, False)
+    """
+    columns = list(labels.values()) if isinstance(labels, Mapping) else [] if labels is None else [labels]
+    for column in columns:
+        values = np.asarray(column)
+        if values.dtype.kind == "f" and bool((np.isfinite(values) & (values % 1 != 0)).any()):
+            return True
+    return False
+
+
+def labelled(
+    labels: Any, prompts: int, by_token: bool = False, numbers: bool = False
+) -> tuple[Float[Tensor, "*row label"], list[str]]:
+    """Labels as columns with their names: a mapping is taken as it is, and so are numbers; two classes are one column
+    of 0 and 1, more are each against the rest. ValueError where there are not as many as prompts, or only one class.
     """
     if isinstance(labels, Mapping):
         columns = [torch.as_tensor(values).double() for values in labels.values()]
         y, names = torch.stack(columns, -1), [str(name) for name in labels]
-    elif by_token:
-        y, names = torch.as_tensor(labels).double()[..., None], ["label"]
+    elif by_token or numbers:
+        y, names = torch.as_tensor(np.asarray(labels, dtype=float))[..., None], ["label"]
     else:
         each, classes = one_hot(labels)
         if len(classes) < 2:
@@ -171,6 +196,13 @@ def labelled(labels: Any, prompts: int, by_token: bool = False) -> tuple[Float[T
         shape = "[prompt, pos]" if by_token else "one a prompt"
         raise ValueError(f"labels are {tuple(y.shape[:-1])}: expected {shape}, of {prompts} prompts")
     return y.double(), names
+
+
+def _control_task(ids: Tensor, y: Tensor, numbers: bool, seed: int) -> Float[Tensor, "row label"]:
+    if numbers:
+        return controls.control_numbers(ids, y, seed=seed)
+    shares = y.mean(0).tolist()
+    return torch.stack([controls.control_task(ids, share=share, seed=seed + i) for i, share in enumerate(shares)], -1)
 
 
 def _answers(task: Task | None) -> list[int]:
