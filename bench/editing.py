@@ -38,7 +38,6 @@ from patchclamp.studies.measured import Measured
 LAYER = 0  # the only one whose MLP facts of tales can be rewritten in, by pc.editing.reachable
 WRITTEN = 30
 SEPARATE = Search(enough=0.25)
-TOGETHER = Joint(steps=200, kl=15.0, batch=0.25)
 ROME, TOGETHER_50, TOGETHER_100 = "ROME, one at a time", "MEMIT, 50 subjects", "MEMIT, 100 subjects"
 EACH = {ROME: 1, TOGETHER_50: 2, TOGETHER_100: 1}  # facts of a subject
 ALONE = ", values one by one"
@@ -94,7 +93,7 @@ def edits_of(method: str, model: pc.Model, facts: Sequence[Rewrite]) -> Edit | l
     if method.endswith(ALONE):
         return memit(model, facts, [LAYER], moments=moments, weight=100.0, search=SEPARATE)
     before = prefixes(model, 3)
-    return memit(model, facts, [LAYER], moments=moments, weight=300.0, prefixes=before, joint=TOGETHER, neutral=text)
+    return memit(model, facts, [LAYER], moments=moments, weight=300.0, prefixes=before, joint=Joint(), neutral=text)
 
 
 def table(method: str, draw: int, measures: Mapping[str, Measure], fluency: tuple[float, float]) -> None:

@@ -71,9 +71,9 @@ class Edit:
     joint: bool = False
     """memit solves the values of all facts together, and holds what is predicted of --texts (without their lines that
     state a fact which is rewritten)"""
-    kl: Annotated[float | None, tyro.conf.arg(metavar="WEIGHT", help_behavior_hint="(default: 20)")] = None
+    kl: Annotated[float | None, tyro.conf.arg(metavar="WEIGHT", help_behavior_hint="(default: 15)")] = None
     """of --joint: nats of an answer that a nat of change, a token of --texts, is worth"""
-    batch: Annotated[float | None, tyro.conf.arg(metavar="SHARE", help_behavior_hint="(default: 0.33)")] = None
+    batch: Annotated[float | None, tyro.conf.arg(metavar="SHARE", help_behavior_hint="(default: 0.25)")] = None
     """of --joint: of the prompts, read each step"""
     direction: File = None
     """as `patchclamp steer` writes it"""
@@ -81,7 +81,7 @@ class Edit:
     """text whose units prune removes, one a line"""
     share: Annotated[float | None, tyro.conf.arg(metavar="SHARE", help_behavior_hint=f"(default: {SHARE})")] = None
     """of neurons and of attention's value channels that prune removes a step"""
-    steps: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint=f"(default: {STEPS}; 150)")] = None
+    steps: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint=f"(default: {STEPS}; 200)")] = None
     """of prune, at most; of --joint"""
     until: Annotated[float | None, tyro.conf.arg(metavar="SHARE", help_behavior_hint=f"(default: {UNTIL})")] = None
     """prune ends when no more than this of the accuracy on --forget is left"""

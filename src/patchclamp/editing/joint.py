@@ -35,11 +35,11 @@ class Joint:
     certain do not count.
     """
 
-    steps: int = 150
+    steps: int = 200
     learning_rate: float = 1.0
-    kl: float = 20.0
+    kl: float = 15.0
     enough: float = 0.1
-    batch: float = 0.33
+    batch: float = 0.25
     texts: int = 64
 
 

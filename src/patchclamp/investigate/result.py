@@ -238,8 +238,8 @@ def _circuit(found: "Evidence | str") -> str:
     if isinstance(found, str):
         return f"No circuit was looked for: {found}."
     measured = "; ".join(
-        f"{one.faithfulness:.2f} under {one.ablation} ablation (random circuits {np.mean(one.random):.2f}, at most "
-        f"{max(one.random):.2f})"
+        f"{one.faithfulness:.2f} under {one.ablation} ablation (random circuits "
+        f"{round(np.mean(one.random), 2) + 0:.2f}, at most {max(one.random):.2f})"
         for one in found.circuit.measured
     )
     return (
