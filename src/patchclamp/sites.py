@@ -49,7 +49,7 @@ KINDS: dict[str, Kind] = {
         Kind("v", _KV, "values as attention consumes them, one for each key-value head", "kv_head"),
         Kind("scores", _SQUARE, "the input of softmax: scaled, soft-capped, biased and masked", "head"),
         Kind("pattern", _SQUARE, "pattern = softmax(scores); rows sum to 1, less the sink's share", "head"),
-        Kind("z", _HEAD, "z = pattern @ v [* gate], the input of the out-projection", "head"),
+        Kind("z", _HEAD, "z = pattern @ v, the input of the out-projection", "head"),
         Kind("head_out", (*_HEAD[:3], "d_model"), "head_out[h] = z[h] @ W_O[h]", "head"),
         Kind("attn_out", _RESID, "what attention adds to the stream; resid_mid = resid_pre + attn_out"),
         Kind("cross_q", _HEAD, "queries of cross-attention", "head"),
