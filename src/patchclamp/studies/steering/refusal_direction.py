@@ -191,7 +191,7 @@ SMALL = (
 )
 def edit_is_hook(lab: Lab) -> Measured:
     """Llama's norms compute in single precision, of the same sums in both."""
-    every: list[list[Tensor]] = []
+    gaps: list[Measured] = []
     for config in SMALL:
         model = lab.build(config)
         model.hf.double()
@@ -200,9 +200,9 @@ def edit_is_hook(lab: Lab) -> Measured:
         other = steering.random(direction, seed=lab.seed)
         hooked, elsewhere = (model.run(ids, do=one.ablated(model)).logits for one in (direction, other))
         with editing.orthogonalise(model, direction).applied(model):
-            every.append([model.run(ids).logits, hooked, elsewhere])
-    edited, hooked, elsewhere = (torch.stack(part) for part in zip(*every, strict=True))
-    return Measured.gap(edited, hooked, control=(edited, elsewhere))
+            edited = model.run(ids).logits
+        gaps.append(Measured.gap(edited, hooked, control=(edited, elsewhere)))
+    return max(gaps, key=lambda gap: gap.value)
 
 
 @study.figure("share of harmless requests that are refused, by how strongly the direction is added")
@@ -272,6 +272,7 @@ def _answers(asked: list[tuple[str, str, str]]) -> Behaviour:
 
     def score(model: Model, prompts: list[str], do: list[Intervention]) -> Tensor:
         replies = model.generate(prompts, do=do, max_new_tokens=REPLY).new_text
+        assert isinstance(replies, list)
         return torch.tensor([float(wanted[prompt] in reply) for prompt, reply in zip(prompts, replies, strict=True)])
 
     return Behaviour("harmless requests are answered", list(wanted), score)
