@@ -1,10 +1,12 @@
 """Judges agree with what the model says; on `tales` ROME and MEMIT write facts, and what is beside them stays."""
 
+import re
+
 import pytest
 import torch
 
 import patchclamp as pc
-from patchclamp.editing import Edit, Rewrite, Search, drawn, evaluate, memit, rome, second_moment
+from patchclamp.editing import Edit, Joint, Rewrite, Search, drawn, evaluate, memit, prefixes, rome, second_moment
 from patchclamp.editing.evaluate import ask, word_entropy
 from patchclamp.editing.rewrite import Question
 from patchclamp.organisms.tales import world
@@ -133,8 +135,24 @@ def test_rome_writes_a_hundred_facts_of_tales(tales):
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(reason="one layer of 256 neurons has no room for a hundred facts beside what it holds", strict=True)
-def test_memit_writes_a_hundred_facts_at_once(tales):
+def test_memit_writes_a_hundred_facts_about_fifty_people_at_once(tales):
+    """Half of the questions about neighbours are in the neutral text; of the others it says the answer otherwise."""
+    facts = drawn(world.fact_table(), 100, 34, relations=RELATIONS, prompts=2, each=2)
+    asked = tuple(sorted({prompt for fact in facts for prompt, _ in fact.neighbours})[::2])
+    sentences = {s.strip() for text in texts(without=facts) for s in re.findall(r"[^.]+\.", text)}
+    neutral = sorted(s for s in sentences if not s.startswith(asked))
+    moments = {0: second_moment(tales, neutral, 0)}
+    edit = memit(
+        tales, facts, [0], moments=moments, weight=300.0, prefixes=prefixes(tales, 3), joint=Joint(), neutral=neutral
+    )
+    bar(evaluate(tales, facts, edit))
+
+
+@pytest.mark.slow
+@pytest.mark.xfail(
+    reason="of 100 people only 8 stay as they are, whose names are like the others", strict=True
+)
+def test_memit_as_published_writes_one_fact_each_of_a_hundred_subjects(tales):
     facts = facts_of(100, seed=2)
     moment = second_moment(tales, texts(without=facts), 0)
     bar(evaluate(tales, facts, memit(tales, facts, [0], moments={0: moment}, weight=100.0, search=SEARCH)))

@@ -47,7 +47,7 @@ def activity(model: Model, texts: Any, *, kinds: Sequence[str] = KINDS, batch: i
     float64. Raises `SiteError` where the model has no such sites.
     """
     tokens = model.tokens(texts)
-    sites = [site for kind in kinds for site in model.sites(f"{kind}.*")]
+    sites = model.sites([f"{kind}.*" for kind in kinds])
     sums: dict[str, Tensor] = {}
     total = int(tokens.mask.sum())
     for start in range(0, len(tokens.ids), batch):

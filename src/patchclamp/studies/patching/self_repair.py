@@ -20,7 +20,6 @@ from torch import Tensor
 import patchclamp as pc
 from patchclamp.model import Model, wrap
 from patchclamp.patching import SelfRepair, self_repair
-from patchclamp.studies.behaviour import task_of
 from patchclamp.studies.lab import Lab
 from patchclamp.studies.measured import Measured
 from patchclamp.studies.study import Study
@@ -104,8 +103,7 @@ def few_neurons_carry_it(lab: Lab) -> Measured:
 def parts_sum(lab: Lab) -> Measured:
     """Of every head and every MLP, in float64; the norm's part is computed from the stream, not as what is left."""
     model, tokens = lab.once(_exact), lab.once(_tokens)[:8]
-    sites = [site for pattern in ("z.*.*", "mlp_out.*") for site in model.sites(pattern)]
-    found = [self_repair(model, tokens, site, seed=lab.seed) for site in sites]
+    found = [self_repair(model, tokens, site, seed=lab.seed) for site in model.sites(["z.*.*", "mlp_out.*"])]
     change, norm = (np.stack([getattr(one, name) for one in found]) for name in ("change", "norm"))
     summed = np.stack([one.effects.values.sum(0) for one in found])
     return Measured.gap(summed, change, control=(summed - norm, change))
@@ -214,12 +212,11 @@ def parts(lab: Lab):
 
 
 def _tokens(lab: Lab) -> Tensor:
-    """Prompts of one length: the text that the organism was trained on, or else prompts of a task."""
+    """The first tokens of texts such as the model was trained on."""
     count, length = (512, 32) if lab.full else (160, 32)
-    if lab.truth.writer is None:
-        return task_of(lab).clean[:count]
-    texts = [document.text for document in lab.truth.documents(20 * count, lab.seed + 1)]
+    texts = lab.texts((20 if lab.truth.writer else 4) * count, lab.seed + 1)  # an organism's are short
     rows = [ids[:length] for ids in (lab.model.tokens(text).ids[0] for text in texts) if len(ids) >= length]
+    lab.need(len(rows) >= 16, f"a model that writes texts of {length} tokens, to measure on")
     return torch.stack(rows[:count])
 
 
