@@ -6,7 +6,7 @@ import torch
 from patchclamp.editing import Edit, EditError, MaskSearch, Rewrite, learn_mask, reversed_by, reversing_mask
 from patchclamp.editing.masks import Batch, largest_mask, mean_change, random_mask
 from patchclamp.editing.matrices import down_projection
-from patchclamp.studies.editing.one_mask import Memory
+from patchclamp.studies.editing._planted_edits import Memory
 
 FACTS = [
     Rewrite("anna", ("{SUBJECT} was born in", "the city of {SUBJECT} is"), old="paris", new="rome"),
@@ -100,3 +100,19 @@ def test_a_learned_mask_finds_the_planted_inputs():
 def test_without_steps_nothing_is_zeroed():
     keep, losses = learn_mask((4, 5), lambda mask: mask.sum(), search=MaskSearch(steps=0))
     assert bool(keep.all()) and len(losses) == 0
+
+
+def test_rows_and_texts_drawn_at_each_step_are_the_seed_s(tiny_model):
+    model = tiny_model("llama")
+    edits = rank_one(model, sizes=(5.0, 5.0, 5.0))
+    neutral = ["paris is old", "rome", "the city of oslo is in the north"]
+
+    def learned(seed=0, **drawn):
+        search = MaskSearch(steps=4, learning_rate=0.1, **drawn)
+        return reversing_mask(model, edits, FACTS, neutral=neutral, search=search, seed=seed).losses
+
+    assert torch.equal(learned(rows=1, texts=1), learned(rows=1, texts=1))
+    assert len(set(learned(rows=1, texts=1).tolist())) == 4
+    assert not torch.equal(learned(rows=1, texts=1), learned())
+    # All rows, in whatever order, are the batch.
+    torch.testing.assert_close(learned(rows=4), learned(), rtol=1e-4, atol=1e-4)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from patchclamp import studies
-from patchclamp.studies.editing.one_mask import EDITS, PLANTED, Memory
+from patchclamp.studies.editing._planted_edits import EDITS, PLANTED, Memory
 
 
 def test_planted_edits_take_and_are_on_the_planted_inputs():

@@ -11,7 +11,7 @@ many edits as rows ("One Mask to Rule Them All", 2025: mask, margin, schedules; 
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -29,10 +29,13 @@ from patchclamp.views import track
 @dataclass(frozen=True)
 class MaskSearch:
     """AdamW on theta ~ N(0.85, 0.1). The temperature falls from `hot` to `cold`, the weight of what is gone beyond
-    `gone` rises from 0 to `sparsity`; `margin` is in nats.
+    `gone` rises from 0 to `sparsity`; `margin` is in nats. A step reads `rows` prompts and `texts` neutral texts, drawn
+    anew; None: all of them.
     """
 
     steps: int = 300
+    rows: int | None = None
+    texts: int | None = None
     learning_rate: float = 0.02
     gone: float = 0.1
     sparsity: float = 60.0
@@ -99,15 +102,26 @@ def reversing_mask(
     search = search or MaskSearch()
     batch = Batch.of(model, edits, rewrites)
     base, texts = _told(model, neutral) if neutral else (None, None)
-    turns = torch.arange(len(neutral)) % len(edits)
+    generator = torch.Generator().manual_seed(seed)
+
+    def drawn(count: int, some: int | None) -> Tensor:
+        return torch.arange(count) if some is None else torch.randperm(count, generator=generator)[:some]
 
     def loss(mask: Tensor) -> Tensor:
-        lost = (search.margin - batch.margin(model, mask)).clamp_min(0).mean()
+        lost = (search.margin - batch.at(drawn(len(batch.owner), search.rows)).margin(model, mask)).clamp_min(0).mean()
         if base is None or texts is None:
             return lost
-        logits = _logits(model, texts, batch.masked(model, mask, turns))
-        now = logits[texts.mask.bool().to(logits.device)].float().log_softmax(-1)
-        return lost + search.kl * (base.exp() * (base - now)).sum(-1).mean()
+        chosen = drawn(len(neutral), search.texts)
+        # Without a draw each text is read under one edit, always the same.
+        turns = chosen % len(edits) if search.texts is None else drawn(len(edits), len(chosen))
+        turns = turns[torch.arange(len(chosen)) % len(turns)]
+        some = Tokens(texts.ids[chosen], texts.mask[chosen])
+        real = some.mask.bool().to(base.device)
+        now, was = (
+            _logits(model, some, batch.masked(model, mask, turns))[real].float().log_softmax(-1),
+            base[chosen][real],
+        )
+        return lost + search.kl * (was.exp() * (was - now)).sum(-1).mean()
 
     keep, losses = learn_mask(tuple(batch.weight.shape), loss, search=search, seed=seed)  # type: ignore[arg-type]
     stored = keep if batch.down.by_output else keep.T.contiguous()
@@ -196,6 +210,11 @@ class Batch:
             *(torch.tensor(column) for column in zip(*pairs, strict=True)),
         )
 
+    def at(self, rows: Int[Tensor, "some"]) -> "Batch":
+        """Some of the rows."""
+        tokens = Tokens(self.tokens.ids[rows], self.tokens.mask[rows])
+        return replace(self, tokens=tokens, owner=self.owner[rows], old=self.old[rows], new=self.new[rows])
+
     def masked(self, model: Model, mask: Float[Tensor, "out in"], owner: Int[Tensor, "row"]) -> list[Intervention]:
         """What makes each row run with the masked matrix of its own edit."""
         bias = None if self.down.bias is None else model.hf.get_parameter(self.down.bias).detach()
@@ -229,11 +248,11 @@ def _logits(model: Model, tokens: Tokens, do: list[Intervention]) -> Tensor:
 
 
 def _told(model: Model, texts: Sequence[str]) -> tuple[Tensor, Tokens]:
-    """Log-probabilities at the real tokens of some texts, and the texts' tokens."""
+    """[text, pos, vocab] log-probabilities of some texts, and the texts' tokens."""
     tokens = model.tokens(list(texts))
     logits = model.run(tokens).logits
     assert logits is not None
-    return logits[tokens.mask.bool().to(logits.device)].float().log_softmax(-1).detach(), tokens
+    return logits.float().log_softmax(-1).detach(), tokens
 
 
 def _one_matrix(model: Model, edits: Sequence[Edit]) -> tuple[int, Matrix]:

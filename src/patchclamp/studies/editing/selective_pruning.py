@@ -224,15 +224,17 @@ def _lost(lab: Lab) -> dict[str, tuple[Tensor, Tensor]]:
         texts = lab.once(_texts, seed)
         mine, theirs = (editing.activity(lab.model, t) for t in (texts.code_to_choose, texts.rest_to_choose))
         was = [editing.next_token_accuracy(lab.model, t) for t in (texts.code, texts.rest)]
-        for kind, share in (("mlp_post", {"mlp": 0.2}), ("z", {"attention": 0.2})):
-            ways = {kind: editing.choose(mine, theirs, **share), f"active {kind}": editing.choose(mine, None, **share)}
-            ways[f"swapped {kind}"] = editing.choose(theirs, mine, **share)
+        for kind, mlp, attention in (("mlp_post", 0.2, 0.0), ("z", 0.0, 0.2)):
+            pairs = {"": (mine, theirs), "active ": (mine, None), "swapped ": (theirs, mine)}
+            ways = {
+                f"{name}{kind}": editing.choose(*pair, mlp=mlp, attention=attention) for name, pair in pairs.items()
+            }
             ways[f"random {kind}"] = ways[kind].drawn(lab.model, seed)
             for name, units in ways.items():
                 with units.removal(lab.model).applied(lab.model):
                     now = [editing.next_token_accuracy(lab.model, t) for t in (texts.code, texts.rest)]
                 found.setdefault(name, []).append((was[0] - now[0], was[1] - now[1]))
-    return {name: tuple(torch.cat(column) for column in zip(*parts, strict=True)) for name, parts in found.items()}
+    return {name: (torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])) for name, parts in found.items()}
 
 
 def _seeds(lab: Lab) -> range:
