@@ -7,7 +7,7 @@ from torch import nn
 import patchclamp as pc
 from patchclamp.organisms import Truth
 from patchclamp.studies import Lab, NotApplicable
-from patchclamp.studies.lab import open_lab, random_weights
+from patchclamp.studies.lab import MODEL, SAMPLED, load_organism, open_lab, organism_truth, random_weights
 from tiny import build
 
 
@@ -71,6 +71,33 @@ def test_work_is_done_once_for_all_claims_and_does_not_depend_on_who_asks_first(
     assert torch.equal(turned.at("b").once(work), first)
 
 
+def test_a_lab_says_whether_its_model_was_used_also_in_work_that_was_done_before(model):
+    def size(lab):
+        return lab.model.d_model
+
+    def drawn(lab):
+        return torch.rand(1, generator=lab.generator)
+
+    lab = Lab(model, Truth("tiny"))
+    first, second, third = (lab.at(name) for name in "abc")
+    assert first.once(size) == second.once(size) and third.once(drawn) is lab.once(drawn)
+    assert first.used == second.used == {MODEL} and not third.used and not third.at("d").used
+    third.of_seed(7).once(size)
+    assert third.used == {MODEL} and third.of_seed(7).once(drawn) != third.once(drawn)
+
+
+def test_texts_are_an_organisms_documents_and_else_what_the_model_writes():
+    tales = load_organism("tales")
+    known, mine = Lab(tales, organism_truth("tales")), Lab(tales, Truth(""))
+    assert known.texts(3, 5) == [document.text for document in organism_truth("tales").documents(3, seed=5)]
+    written = mine.texts(4, 5)
+    assert len(written) == 4 and all(len(tales.tokenizer(text)["input_ids"]) > 4 for text in written)
+    assert written == Lab(tales, Truth("")).texts(4, 5) and written != mine.texts(4, 6)
+    assert mine.used == {MODEL, SAMPLED} and SAMPLED not in known.used
+    with pytest.raises(NotApplicable, match="needs a model with a tokenizer"):
+        Lab(pc.wrap(build("llama")), Truth("")).texts(2, 0)
+
+
 def test_need_refuses_with_what_is_missing(model):
     lab = Lab(model, Truth("tiny"))
     lab.need(True, "anything")
@@ -87,7 +114,7 @@ def test_build_makes_a_seeded_network_and_leaves_the_global_generator(model):
 
 def test_the_users_own_model_comes_with_an_empty_truth_and_an_organism_with_its_own(model):
     lab, name = open_lab("compiled:hand-induction", model=model, seed=0, full=False, out=None)
-    assert lab.model is model and not lab.truth.nodes and name == "tiny" and not lab.untrained
+    assert lab.model is model and lab.truth == Truth("") and name == "tiny" and not lab.untrained
     lab, name = open_lab("tales", model="organism:compiled:hand-induction", seed=0, full=False, out=None)
     assert lab.truth.nodes and name == "compiled:hand-induction"
     lab, name = open_lab("compiled:hand-induction", model="random", seed=0, full=False, out=None)

@@ -9,6 +9,7 @@ import patchclamp as pc
 from patchclamp import studies
 from patchclamp.studies import Measured, NotApplicable, Study
 from patchclamp.studies.behaviour import answers
+from patchclamp.studies.verdict import OWN
 from tiny import build
 
 
@@ -54,6 +55,50 @@ def test_on_another_model_claims_that_cannot_be_asked_stay_open():
     verdict = studies.run(study, model=pc.wrap(build("gpt2"), name="mine"))
     assert [claim.holds for claim in verdict.claims] == [None, True] and verdict.holds
     assert verdict.organism == "mine" and "circuit is known" in verdict.claims[0].note
+
+
+def test_on_another_model_what_is_given_an_open_claim_is_open_too_and_is_not_measured():
+    study = Study(name="open", paper="P", seed="s.txt", organism="compiled:hand-induction")
+
+    @study.finding("a circuit is known", at_least=3, control="none")
+    def known(lab):
+        lab.need(lab.truth.nodes, "a model whose circuit is known")
+        return Measured.number(3, control=0)
+
+    @study.finding("ten is more than one", at_least=5, control="one", given=known)
+    def more(lab):
+        assert lab.truth.nodes, "not asked"
+        return Measured.number(10, control=1)
+
+    @study.identity("a width is a width", tolerance=0)
+    def width(lab):
+        lab.used.add("on a whim")
+        return Measured.gap(lab.model.d_model, lab.model.d_model)
+
+    verdict = studies.run(study, model=pc.wrap(build("gpt2"), name="mine"))
+    assert [claim.holds for claim in verdict.claims] == [None, None, True]
+    assert verdict.claims[2].claim.endswith("(within 0; on a whim)")
+    assert verdict.claims[1].note == verdict.claims[0].note
+    assert studies.run(study).holds
+
+
+def test_a_claim_that_never_asked_for_the_model_says_so():
+    study = Study(name="own", paper="P", seed="s.txt", organism="compiled:hand-induction")
+
+    @study.identity("one is one", tolerance=0)
+    def one(lab):
+        return Measured.gap(1, 1)
+
+    @study.identity("a width is a width", tolerance=0)
+    def width(lab):
+        return Measured.gap(lab.model.d_model, lab.model.d_model)
+
+    mine = pc.wrap(build("gpt2"), name="mine")
+    verdict = studies.run(study, model=mine)
+    assert OWN in verdict.claims[0].claim and OWN not in verdict.claims[1].claim and "1 of 2 claims are" in verdict.said
+    assert all(OWN not in claim.claim for claim in studies.run(study).claims)
+    study.claims = study.claims[:1]
+    assert studies.run(study, model=mine).said.startswith("nothing was measured on this model")
 
 
 def test_where_no_claim_can_be_asked_the_study_refuses_and_says_what_it_needs():

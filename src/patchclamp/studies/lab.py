@@ -18,18 +18,35 @@ if TYPE_CHECKING:
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
+MODEL, SAMPLED = "the model", "on text that the model wrote itself"
+"""What a claim can have used, as `Lab.used` says; a verdict on a user's model tells all but the first."""
+SAMPLE_TOKENS, SAMPLE_BATCH = 64, 250
+
 
 class NotApplicable(ValueError):
     """A claim, or a whole study, cannot be asked of this model; says what it needs."""
 
 
-@dataclass
+class _Watched:
+    """The model of a lab: who asks for it is said to have used it, so that a verdict can say which claims did not."""
+
+    def __get__(self, lab: "Lab", owner: type) -> "Model":
+        lab.used.add(MODEL)
+        return lab.__dict__["model"]
+
+    def __set__(self, lab: "Lab", model: "Model") -> None:
+        lab.__dict__["model"] = model
+
+
+@dataclass(repr=False)
 class Lab:
     """The bench of one claim.
 
     `model` and `truth` are the organism's, or the user's own model with an empty truth. Under `--model random` the
     weights are fresh (`untrained`), and a study that trains a network of its own leaves it untrained. `full` asks for
-    the paper's sizes instead of quick ones. `out` is a folder for files, None where none are wanted.
+    the paper's sizes instead of quick ones. `out` is a folder for files, None where none are wanted. `used` says
+    whether the claim has asked for the model at all, itself or in work done once, and what stood in for what is not
+    known of it.
     """
 
     model: "Model"
@@ -39,7 +56,8 @@ class Lab:
     untrained: bool = False
     out: Path | None = None
     scope: str = ""
-    shared: dict[Any, Any] = field(default_factory=dict, repr=False)
+    shared: dict[Any, Any] = field(default_factory=dict)
+    used: set[str] = field(default_factory=set)
 
     @cached_property
     def generator(self) -> "torch.Generator":
@@ -61,15 +79,37 @@ class Lab:
 
     def at(self, scope: str) -> "Lab":
         """The same lab with the generators of another claim; work done once stays done."""
-        return Lab(self.model, self.truth, self.seed, self.full, self.untrained, self.out, scope, self.shared)
+        return self._like(self.seed, scope, self.shared)
+
+    def of_seed(self, seed: int) -> "Lab":
+        """The same claim's lab with another seed, and with work done once for all that ask for this seed."""
+        found = self._like(seed, self.scope, self.shared.setdefault(("seed", seed), {}))
+        found.used = self.used
+        return found
+
+    def _like(self, seed: int, scope: str, shared: dict[Any, Any]) -> "Lab":
+        return Lab(self.__dict__["model"], self.truth, seed, self.full, self.untrained, self.out, scope, shared)
 
     def once(self, work: "Callable[..., Result]", *arguments: Any) -> Result:
         """`work(lab, *arguments)`, done once in a run for all claims that ask for it."""
         key = (work, *arguments)
         if key not in self.shared:
             scope = " ".join([getattr(work, "__qualname__", repr(work)), *map(str, arguments)])
-            self.shared[key] = work(self.at(scope), *arguments)
+            lab = self.at(scope)
+            self.shared[key] = work(lab, *arguments)
+            self.shared["used", *key] = lab.used
+        self.used |= self.shared.get(("used", *key), set())
         return self.shared[key]
+
+    def texts(self, n: int, seed: int) -> list[str]:
+        """`n` texts such as the model was trained on: of an organism its documents, else what the model writes itself.
+
+        It writes from its first token on, each next token drawn from its own distribution; the verdict says so.
+        """
+        if self.truth.writer is not None:
+            return [document.text for document in self.truth.documents(n, seed=seed)]
+        self.used.add(SAMPLED)
+        return self.once(_written, n, seed)
 
     def progress(self, items: Iterable[Item], description: str = "") -> Iterator[Item]:
         """The items, with a bar in the terminal."""
@@ -104,6 +144,25 @@ class Lab:
         return random_weights(model, self.seed) if self.untrained else model
 
 
+Lab.model = _Watched()  # type: ignore[assignment]  to readers a Model; behind the dataclass, or it would be a default
+
+
+def _written(lab: Lab, n: int, seed: int) -> list[str]:
+    """Texts that the model writes behind the token that begins one, or behind that which ends one."""
+    model = lab.model
+    lab.need(model.tokenizer is not None, "a model with a tokenizer, which writes the text that is measured on")
+    lab.need(hasattr(model.hf, "generate"), "a model that generates the text that is measured on")
+    known = (model.tokenizer.bos_token_id, model.tokenizer.eos_token_id)
+    start = next((token for token in known if token is not None), None)
+    lab.need(start is not None, "a tokenizer that says which token begins or ends a text")
+    found: list[str] = []
+    for first in lab.progress(range(0, n, SAMPLE_BATCH), f"text written by {model.name}"):
+        prompts = [[start]] * min(SAMPLE_BATCH, n - first)
+        drawn = model.generate(prompts, max_new_tokens=SAMPLE_TOKENS, do_sample=True, seed=1000 * seed + first)
+        found += drawn.new_texts or []
+    return [text for text in found if text.strip()]
+
+
 def open_lab(
     organism: str, *, model: "str | Path | Model | None", seed: int, full: bool, out: Path | None
 ) -> tuple[Lab, str]:
@@ -125,8 +184,8 @@ def open_lab(
         if name.startswith("organism:"):
             plain = name.removeprefix("organism:")
             return Lab(load_organism(plain), organism_truth(plain), seed, full, False, out), plain
-        return Lab(load(model), Truth(name=name), seed, full, False, out), name
-    return Lab(model, Truth(name=model.name), seed, full, False, out), model.name
+        return Lab(load(model), Truth(name=""), seed, full, False, out), name  # a folder may be called as organisms are
+    return Lab(model, Truth(name=""), seed, full, False, out), model.name
 
 
 def load_organism(name: str) -> "Model":

@@ -1,13 +1,14 @@
 """Running a study: open the lab, measure each claim, judge it, draw."""
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from patchclamp.studies.catalogue import load
-from patchclamp.studies.lab import Lab, NotApplicable, open_lab
+from patchclamp.studies.lab import MODEL, Lab, NotApplicable, open_lab
 from patchclamp.studies.study import Claim, Study
-from patchclamp.studies.verdict import Outcome, Verdict, judge
+from patchclamp.studies.verdict import OWN, Outcome, Verdict, judge
 
 if TYPE_CHECKING:
     from patchclamp.model import Model
@@ -27,7 +28,8 @@ def run(
     with fresh weights (where every finding must fail), or a Model, folder or hub id of your own. With `out`, a folder,
     figures are drawn too, and `verdict.json` and `report.html` are written there.
     Raises `NotApplicable`, with what is missing, where no claim can be asked of your model; a single claim that cannot
-    is left open (`holds` is None).
+    is left open (`holds` is None), and what is given it too. A claim that never asked for your model, being of what the
+    study plants itself, says so.
     """
     study = load(study) if isinstance(study, str) else study
     if not study.claims:
@@ -54,12 +56,19 @@ def run(
 
 
 def _outcome(claim: Claim, lab: Lab, earlier: dict[str, Outcome], own: bool) -> Outcome:
-    premise = claim.given is None or earlier[claim.given.name].holds is True
+    premise = None if claim.given is None else earlier[claim.given.name]
+    if premise is not None and premise.holds is None:  # what it is given cannot be asked, so nor can it
+        return Outcome(claim.sentence, claim.kind, None, None, claim.threshold, None, None, premise.note)
+    bench = lab.at(claim.name)
     try:
-        measured = claim.measure(lab.at(claim.name))
+        measured = claim.measure(bench)
     except NotApplicable as reason:
         if own and not (lab.untrained and claim.kind == "finding"):
             raise  # the study's own organism lacks what the study needs: a mistake in the study
         holds = False if own else None  # untrained weights that lack it have not learnt it
         return Outcome(claim.sentence, claim.kind, None, None, claim.threshold, None, holds, str(reason))
-    return judge(claim, measured, premise=premise)
+    outcome = judge(claim, measured, premise=premise is None or premise.holds is True)
+    if own:
+        return outcome
+    told = sorted(bench.used - {MODEL}) if MODEL in bench.used else [OWN]
+    return replace(outcome, claim="; ".join([outcome.claim.removesuffix(")"), *told]) + ")")

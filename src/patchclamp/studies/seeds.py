@@ -26,7 +26,7 @@ def over_seeds(measure: Callable[[Lab], Measured]) -> Callable[[Lab], Measured]:
     def measured(lab: Lab) -> Measured:
         if not lab.full:
             return measure(lab)
-        found = [measure(lab.once(_of_seed, SEEDS * lab.seed + number).at(lab.scope)) for number in range(SEEDS)]
+        found = [measure(lab.of_seed(SEEDS * lab.seed + number)) for number in range(SEEDS)]
         mean = Measured.mean([one.value for one in found])
         controls = [one.control for one in found if one.control is not None]
         intervals = [one.control_interval for one in found if one.control_interval is not None]
@@ -36,7 +36,3 @@ def over_seeds(measure: Callable[[Lab], Measured]) -> Callable[[Lab], Measured]:
         return replace(mean, control=sum(controls) / len(controls), control_interval=span)
 
     return measured
-
-
-def _of_seed(lab: Lab, seed: int) -> Lab:
-    return replace(lab, seed=seed, shared={})

@@ -10,6 +10,9 @@ from typing import Any
 from patchclamp.studies.measured import Interval, Measured
 from patchclamp.studies.study import Claim
 
+OWN = "of the study's own networks and data, not of this model"
+"""What a claim says of itself that was measured without the model that was given."""
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -99,8 +102,15 @@ class Verdict:
         if not self.asked:
             return f"none of its {len(self.claims)} claims can be asked of this model"
         left = len(self.claims) - len(self.asked)
-        rest = f" ({left} of {len(self.claims)} claims cannot be asked of this model)" if left else ""
-        return ("holds" if self.holds else "does not hold") + rest
+        planted = sum(OWN in claim.claim for claim in self.asked)
+        if planted == len(self.asked):  # no word about the model that was given
+            holds = "hold" if self.holds else "do not all hold"
+            return (
+                f"nothing was measured on this model: all claims that were, which {holds}, are {OWN.partition(',')[0]}"
+            )
+        rest = [f"{left} of {len(self.claims)} claims cannot be asked of this model"] if left else []
+        rest += [f"{planted} of {len(self.claims)} claims are {OWN}"] if planted else []
+        return ("holds" if self.holds else "does not hold") + (f" ({'; '.join(rest)})" if rest else "")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, the same that `patchclamp study NAME --json FILE` writes."""

@@ -29,6 +29,7 @@ from patchclamp.circuits.wiring import ABLATIONS
 from patchclamp.interventions import Intervention
 from patchclamp.model import Model
 from patchclamp.sites import Site
+from patchclamp.studies.behaviour import task_of, task_on
 from patchclamp.studies.lab import Lab
 from patchclamp.studies.measured import Measured
 from patchclamp.studies.study import Study
@@ -150,7 +151,7 @@ def repairs(lab: Lab) -> Measured:
     breaks=1e-3,
 )
 def ends(lab: Lab) -> Measured:
-    task = _task(lab, NAMES)[:8]
+    task = lab.once(task_of)[:8]
     graph = circuits.Graph.of(lab.model)
     every = torch.ones(graph.shape, dtype=torch.bool)
     values = circuits.measure(lab.model, task, graph, [every, ~every])
@@ -161,7 +162,7 @@ def ends(lab: Lab) -> Measured:
 
 @study.identity("a head told to look where it looks changes nothing", tolerance=0.0)
 def own_pattern(lab: Lab) -> Measured:
-    task, model = _task(lab, NAMES)[:8], lab.model
+    task, model = lab.once(task_of)[:8], lab.model
     own = [pc.edit(site, lambda pattern, **_: pattern.clone()) for site in model.sites("pattern.*.*")]
     watched = model.run(task.clean, attention_mask=task.mask, record="pattern.*").logits
     assert watched is not None
@@ -205,8 +206,7 @@ def across_tasks(lab: Lab):
 
 def _task(lab: Lab, name: str, part: int = 0) -> Task:
     """Prompts to find (0) or to judge on (1), that no other part or seed has."""
-    lab.need(lab.model.tokenizer is not None, "a model with a tokenizer, since its prompts are text")
-    return tasks.by_name(name)(lab.model, n=128 if lab.full else 32, seed=1000 + 10 * lab.seed + part)
+    return task_on(lab.model, tasks.by_name(name), n=128 if lab.full else 32, seed=1000 + 10 * lab.seed + part)
 
 
 def _logits(model: Model, task: Task, side: str, do: Sequence[Intervention] = ()) -> Float[Tensor, "prompt vocab"]:

@@ -210,7 +210,6 @@ def _train(
     lab: Lab, holds: Sequence[Hold], seed: int, most: int, *, attention: str | None = None
 ) -> tuple[Training, Float[Tensor, "step"]]:
     """The organism's recipe until the loss has halved, at most `most` steps; and the loss of every step."""
-    lab.need(lab.truth.name == "induction", "the induction organism, whose recipe it trains again")
     recipe = Recipe(seed=seed)
     hf = untrained(recipe)
     if attention is not None:

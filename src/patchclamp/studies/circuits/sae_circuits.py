@@ -18,6 +18,7 @@ that ablation to the mean finds needed, codes tell no better than with their lab
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 
 import numpy as np
@@ -33,6 +34,7 @@ from patchclamp.circuits.code_overlap import Count, Of, autoencoder, own_codes
 from patchclamp.circuits.scores import auroc
 from patchclamp.dictionaries.discrete import integers
 from patchclamp.model import Model
+from patchclamp.studies.behaviour import task_of, task_on
 from patchclamp.studies.circuits._head_states import HeadStates, head_states
 from patchclamp.studies.circuits._node_methods import (
     ACDC,
@@ -204,7 +206,7 @@ def faster(lab: Lab) -> Measured:
 )
 def none_of_their_own(lab: Lab) -> Measured:
     """Of nodes and of edges."""
-    found = circuits.node_codes(lab.model, _names(lab.model, PROMPTS, lab.seed, 1))
+    found = circuits.node_codes(lab.model, lab.once(task_of)[:PROMPTS])
     same = replace(found, codes=found.codes[[0, 0]])
     alone, beside = (torch.cat([one.scores("nodes"), one.scores("edges")]) for one in (same, found))
     return Measured.gap(alone, torch.zeros_like(alone), control=(beside, torch.zeros_like(beside)))
@@ -224,8 +226,8 @@ def by_prompts(lab: Lab):
 @study.figure("Networks: each method on the same ten prompts, and on the heads that ablation to the mean says matter")
 def methods_compared(lab: Lab):
     rows = [("known circuits", name, values, values) for name, values in lab.once(_on_known)["nodes"].items()]
-    if lab.model.tokenizer is not None:
-        both: tuple[Truth, ...] = ("exchange", "mean")
+    both: tuple[Truth, ...] = ("exchange", "mean")
+    with suppress(NotApplicable):  # of a model whose tokenizer has no names, known circuits alone
         names, other = ({**lab.once(_on_names, one), ACDC: lab.once(_acdc_on_names, one)} for one in both)
         rows += [("indirect objects", name, values, other[name]) for name, values in names.items()]
     means = [(f"{of}: {name}", float(np.mean(one)), float(np.mean(two))) for of, name, one, two in rows]
@@ -282,9 +284,7 @@ def _networks(lab: Lab) -> list[Model]:
 
 def _names(model: Model, n: int, seed: int, draw: int) -> Task:
     """Indirect objects beside prompts with three different names; draw 0 is to judge by, the others to find from."""
-    if model.tokenizer is None:
-        raise NotApplicable("needs a model with a tokenizer, since its prompts are text")
-    return pc.tasks.ioi(model, n=n, seed=5000 + 100 * seed + draw, corruption="abc")
+    return task_on(model, pc.tasks.ioi, n=n, seed=5000 + 100 * seed + draw, corruption="abc")
 
 
 def _right(model: Model, task: Task, side: str) -> Float[Tensor, "prompt"]:

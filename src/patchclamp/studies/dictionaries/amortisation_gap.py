@@ -251,7 +251,6 @@ class Unknown:
 
 
 def _worlds(lab: Lab) -> list[planted.Planted]:
-    lab.need(lab.truth.name == study.organism, "no model: this is measured on planted codes")
     count = 8 if lab.full else 2
     return [planted.sparse_codes(SOURCES, WIDTH, ACTIVE, seed=100 * lab.seed + n) for n in range(count)]
 
@@ -374,10 +373,9 @@ def _trained(lab: Lab, x: Float[Tensor, "row d"]) -> Dictionary:
 
 
 def _states(lab: Lab) -> tuple[Float[Tensor, "row d"], Float[Tensor, "row d"]]:
-    """Rows of the stream at `SITE` of the text that the model was trained on, to learn from and to measure on."""
-    lab.need(lab.truth.writer is not None, "a model whose training text is known")
-    lab.need(lab.model.tokenizer is not None, "a model with a tokenizer")
-    texts = [document.text for document in lab.truth.documents(2000, seed=lab.seed)]
+    """Rows of the stream at `SITE` of text such as the model was trained on, to learn from and to measure on."""
+    lab.need(lab.model.n_layers >= 3, f"a model of three layers or more, whose {SITE} it reads")
+    texts = lab.texts(2000, lab.seed)
     rows = []
     for first in lab.progress(range(0, len(texts), 250), "stream"):
         run = lab.model.run(texts[first : first + 250], record=SITE, stop=True)

@@ -260,11 +260,13 @@ def _trained(lab: Lab) -> Trained:
 
 def _tokens(lab: Lab) -> Tensor:
     """Documents of the model's own text, [document, position], as many tokens of each."""
-    lab.need(lab.truth.writer is not None, "a model whose training text is known")
-    lab.need(lab.model.tokenizer is not None, "a model with a tokenizer")
     length, wanted = 16, 256 if lab.full else 96
-    ids = [lab.model.tokenizer(d.text)["input_ids"] for d in lab.truth.documents(8 * wanted, seed=lab.seed)]
-    return torch.tensor([row[:length] for row in ids if len(row) >= length][:wanted])
+    texts = lab.texts((8 if lab.truth.writer else 2) * wanted, lab.seed)  # an organism's are short
+    lab.need(lab.model.tokenizer is not None, "a model with a tokenizer")
+    ids = [lab.model.tokenizer(text)["input_ids"] for text in texts]
+    rows = [row[:length] for row in ids if len(row) >= length][:wanted]
+    lab.need(len(rows) >= 16, f"a model that writes texts of {length} tokens, to measure on")
+    return torch.tensor(rows)
 
 
 def _states(lab: Lab) -> list[Float[Tensor, "document position d"]]:

@@ -28,7 +28,7 @@ from patchclamp.dictionaries.supervised import (
     logits_with,
     sparse_edit,
 )
-from patchclamp.studies.behaviour import answers
+from patchclamp.studies.behaviour import answers, task_on
 from patchclamp.studies.lab import Lab
 from patchclamp.studies.measured import Measured
 from patchclamp.studies.seeds import over_seeds
@@ -48,7 +48,7 @@ CHANGED = 8
 
 @study.finding("the model does the task", at_least=0.9, control="the same answers on the corrupted prompts")
 def does_the_task(lab: Lab) -> Measured:
-    return answers(lab)
+    return answers(lab, task_on(lab.model, ioi, n=256 if lab.full else 64, seed=lab.seed))
 
 
 @study.identity(
@@ -223,9 +223,8 @@ class Prompts:
 
 def _prompts(lab: Lab, part: str) -> Prompts:
     """Every part has the names of "fit" and no others."""
-    lab.need(lab.model.tokenizer is not None, "a model with a tokenizer, since its prompts are text")
     size = SIZES[part] * (3 if lab.full else 1)
-    task = ioi(lab.model, n=size, seed=len(SIZES) * lab.seed + list(SIZES).index(part))
+    task = task_on(lab.model, ioi, n=size, seed=len(SIZES) * lab.seed + list(SIZES).index(part))
     rows = torch.arange(len(task))
     tokens = {role: task.clean[rows, task.labels[place]] for role, place in (("IO", "IO"), ("S", "S1"))}
     names = torch.cat(list(tokens.values())).unique() if part == "fit" else lab.once(_prompts, "fit").names

@@ -268,14 +268,12 @@ def _error(dictionary: Dictionary, x: Float[Tensor, "row d"]) -> float:
 
 def _states(lab: Lab) -> tuple[Float[Tensor, "row d"], Float[Tensor, "row d"]]:
     """Rows of the model's own text to learn from, and others to measure on; each document's first token left out."""
-    lab.need(lab.truth.writer is not None, "a model whose training text is known")
-    lab.need(lab.model.tokenizer is not None, "a model with a tokenizer")
+    lab.need(lab.model.n_layers >= 3, f"a model of three layers or more, whose {SITE} it reads")
     rows = []
-    documents = [d.text for d in lab.truth.documents(2000, seed=lab.seed)]
+    documents = lab.texts(2000, lab.seed)
     for first in lab.progress(range(0, len(documents), 250), "activations"):
-        batch = lab.model.tokenizer(documents[first : first + 250], return_tensors="pt", padding=True)
-        run = lab.model.run(batch["input_ids"], attention_mask=batch["attention_mask"], record=SITE, stop=SITE)
-        mask = batch["attention_mask"].bool()
+        run = lab.model.run(documents[first : first + 250], record=SITE, stop=SITE)
+        mask = run.mask.clone()
         mask[:, 0] = False
         rows.append(run[SITE][mask])
     found = torch.cat(rows)

@@ -215,10 +215,6 @@ def generator_of(d: int, random: torch.Generator, layers: int = 2, slope: float 
     return generate
 
 
-def _planted_only(lab: Lab) -> None:
-    lab.need(lab.truth.name == study.organism, "no model: this is measured on networks of its own")
-
-
 def _network(d: int, seed: int) -> MLP:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -257,7 +253,6 @@ def _classified(lab: Lab, latents: Draw, d: int, concentration: float) -> Seen:
 
 
 def _sphere(lab: Lab) -> Linear:
-    _planted_only(lab)
 
     def latents(n: int, random: torch.Generator) -> Tensor:
         return nn.functional.normalize(torch.randn(n, SPHERE, generator=random), dim=1)
@@ -273,7 +268,6 @@ def _sphere(lab: Lab) -> Linear:
 
 def _hits(lab: Lab, size: int, other: bool) -> Tensor:
     """Of each row whether the ACTIVE largest codes are those that fired; with random directions where `other`."""
-    _planted_only(lab)
     world = planted.sparse_codes(SOURCES, size, ACTIVE, seed=lab.seed)
     batch = world.sample(1000 if lab.full else 200, seed=lab.seed + 1)
     decoder = torch.as_tensor(world.truth().directions[0]).float()
@@ -305,7 +299,6 @@ def _whitened(fit: Tensor, held_out: Tensor) -> tuple[Tensor, Tensor]:
 
 def _pipeline(lab: Lab) -> dict[str, float]:
     """MCC with the true latents of what each method finds in activations, on held-out rows."""
-    _planted_only(lab)
     directions = nn.functional.normalize(torch.randn(LATENTS, WIDTH, generator=lab.generator), dim=1)
     drawn: list[Tensor] = []
 

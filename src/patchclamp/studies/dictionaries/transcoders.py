@@ -273,8 +273,7 @@ def _encoders(lab: Lab, found: Dictionary) -> float:
 
 
 def _texts(lab: Lab, n: int, part: int) -> list[str]:
-    lab.need(lab.truth.writer, "a language model whose training text is known")
-    return [document.text for document in lab.truth.documents(n, seed=1000 * lab.seed + part)]
+    return lab.texts(n, 1000 * lab.seed + part)
 
 
 def _prompts(lab: Lab) -> list[Tensor]:

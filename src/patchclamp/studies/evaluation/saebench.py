@@ -315,12 +315,12 @@ def _site(lab: Lab) -> str:
 
 
 def _texts(lab: Lab) -> list[str]:
-    return [document.text for document in lab.once(_documents)]
+    return [text if isinstance(text, str) else text.text for text in lab.once(_documents)]
 
 
 def _documents(lab: Lab) -> list:
-    lab.need(lab.truth.writer is not None, "text of the kind that it was trained on, as organisms write it")
-    return list(lab.truth.documents(500, seed=105))
+    """With their labelled spans, where they have some."""
+    return lab.texts(500, 105) if lab.truth.writer is None else list(lab.truth.documents(500, seed=105))
 
 
 def _on_text(lab: Lab) -> tuple[Dictionary, Dictionary, Dictionary]:
@@ -328,7 +328,7 @@ def _on_text(lab: Lab) -> tuple[Dictionary, Dictionary, Dictionary]:
     site, part = _site(lab), TopK(k=8)
     rows = []
     for first in range(0, 2_500, 250):
-        run = lab.model.run([d.text for d in lab.truth.documents(250, seed=200 + first)], record=site, stop=True)
+        run = lab.model.run(lab.texts(250, 200 + first), record=site, stop=True)
         mask = run.mask.clone()
         mask[:, 0] = False
         rows.append(run[site][mask])

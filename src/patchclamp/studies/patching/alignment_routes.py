@@ -22,6 +22,7 @@ from patchclamp import metrics
 from patchclamp.model import Model
 from patchclamp.organisms.tales import chat, world
 from patchclamp.patching.routes import LITTLE, candidates, cascade, rescue, routes, together
+from patchclamp.studies.behaviour import task_of
 from patchclamp.studies.lab import Lab
 from patchclamp.studies.measured import Measured
 from patchclamp.studies.patching._gated_network import AMPLIFIERS, BACKUP, GATE, network, topics
@@ -205,7 +206,7 @@ def chat_dose_response(lab: Lab) -> Measured:
     breaks=1e-2,
 )
 def parts_sum(lab: Lab) -> Measured:
-    task = lab.once(_requests)[:16]
+    task = lab.once(_behaviour)[:16]
     written = pc.patching.direct_effect(lab.model, task)
     logits = lab.model.run(task.clean, attention_mask=task.mask).logits
     assert logits is not None
@@ -216,7 +217,7 @@ def parts_sum(lab: Lab) -> Measured:
 
 @study.identity("a head exchanged with its own state changes nothing", tolerance=1e-5)
 def own_state_changes_nothing(lab: Lab) -> Measured:
-    task = lab.once(_requests)[:8]
+    task = lab.once(_behaviour)[:8]
     values = rescue(lab.model, task, task, "z.0.*")
     logits = lab.model.run(task.clean, attention_mask=task.mask).logits
     assert logits is not None
@@ -304,7 +305,7 @@ def _dose(lab: Lab, model: Model, shown: Task, task: Task, site: str = "resid_pr
 
 def _requests(lab: Lab, held_out: bool = False) -> Task:
     """Each request of the refused class beside one that differs in its verb alone; `held_out` from training."""
-    lab.need(lab.truth.name == "tales-chat", "requests that it refuses, and their harmless twins")
+    lab.need(lab.truth.name == "tales-chat", "organism:tales-chat, of which it is known what it refuses")
     from patchclamp.tasks.example import reserved
 
     rows = [
@@ -319,6 +320,11 @@ def _requests(lab: Lab, held_out: bool = False) -> Task:
     clean, corrupt = zip(*rows, strict=True)
     refusal, help_ = [chat.REFUSAL.split()[0]] * len(rows), ["To"] * len(rows)
     return Task.from_prompts(lab.model, clean=clean, corrupt=corrupt, answers=refusal, wrong=help_, name="requests")
+
+
+def _behaviour(lab: Lab) -> Task:
+    """For what is true of any behaviour: requests, or what another model is asked to do."""
+    return lab.once(_requests) if lab.truth.name == "tales-chat" else lab.once(task_of)
 
 
 def _chat_routes(lab: Lab) -> xr.Dataset:

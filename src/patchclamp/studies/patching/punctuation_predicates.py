@@ -26,7 +26,7 @@ from patchclamp.organisms.compiled.program import Program
 from patchclamp.organisms.tales import knowledge, world
 from patchclamp.patching.carriers import carriers
 from patchclamp.patching.pairs import Pairs
-from patchclamp.studies.behaviour import answer_logits
+from patchclamp.studies.behaviour import answer_logits, task_of
 from patchclamp.studies.lab import Lab, random_weights
 from patchclamp.studies.measured import Measured
 from patchclamp.studies.study import Study
@@ -176,7 +176,8 @@ def predicates_differ(lab: Lab) -> Measured:
     breaks=1e-3,
 )
 def own_states_change_nothing(lab: Lab) -> Measured:
-    task = lab.once(_statements, False)[:8]
+    lab.need(lab.model.n_layers > 1, "a model of two layers or more")
+    task = lab.once(task_of)[:8]
     clean = _logits(lab.model, task, "clean")
     patched = [
         lab.model.run(
@@ -192,7 +193,7 @@ def own_states_change_nothing(lab: Lab) -> Measured:
 
 @study.identity("interchange of all tokens that differ, at the embeddings, is the other run", tolerance=1e-6)
 def embeddings_are_the_prompt(lab: Lab) -> Measured:
-    task = lab.once(_statements, False)[:8]
+    task = lab.once(task_of)[:8]
     source = lab.model.run(task.corrupt, attention_mask=task.mask, record="resid_pre.0")
     patch = pc.patch("resid_pre.0", source, pos=(task.clean != task.corrupt) & task.mask)
     patched = lab.model.run(task.clean, attention_mask=task.mask, do=[patch]).logits
@@ -207,7 +208,7 @@ def embeddings_are_the_prompt(lab: Lab) -> Measured:
     breaks=1e-3,
 )
 def frozen_layers_change_nothing(lab: Lab) -> Measured:
-    task, last = lab.once(_statements, False)[:8], lab.model.n_layers - 1
+    task, last = lab.once(task_of)[:8], lab.model.n_layers - 1
     found = []
     for ids in (task.clean, task.corrupt):
         source = lab.model.run(ids, attention_mask=task.mask, record=[f"attn_out.{last}", f"mlp_out.{last}"])

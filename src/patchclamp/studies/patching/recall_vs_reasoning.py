@@ -30,7 +30,7 @@ from patchclamp.organisms.compiled.language import (
 from patchclamp.organisms.compiled.program import Program
 from patchclamp.organisms.tales import world
 from patchclamp.patching.dissociate import Dissociation, dissociate, firing_differences
-from patchclamp.studies.behaviour import answer_logits
+from patchclamp.studies.behaviour import answer_logits, task_of
 from patchclamp.studies.lab import Lab, random_weights
 from patchclamp.studies.measured import Measured
 from patchclamp.studies.study import Study
@@ -123,7 +123,7 @@ def neurons_are_less_robust(lab: Lab) -> Measured:
     breaks=1e-2,
 )
 def all_layers_restore(lab: Lab) -> Measured:
-    task = lab.once(_tasks, 16, 0)[0]
+    task = lab.once(task_of)[:16]
     clean = lab.model.run(task.clean, attention_mask=task.mask, record=["z.*", "mlp_out.*", "resid_pre.0"])
     heads, mlps = (
         [pc.patch(f"{kind}.{layer}", clean) for layer in range(lab.model.n_layers)] for kind in ("z", "mlp_out")

@@ -153,6 +153,7 @@ def formed_late(lab: Lab) -> Measured:
 )
 def second_hop_is_lost(lab: Lab) -> Measured:
     """In `tales-vision` after its second stage: what takes two hops, of people of whom it was never said."""
+    lab.need(lab.truth.name == "tales-vision", "organism:tales-vision, whose pictures and facts are known")
     model, kinds = lab.model, exam.questions()
     lost = [
         _right(model, _by_name(asked)).astype(float) - _right(model, asked)
@@ -168,7 +169,7 @@ def second_hop_is_lost(lab: Lab) -> Measured:
     breaks=1e-3,
 )
 def own_states_change_nothing(lab: Lab) -> Measured:
-    lab.need(lab.truth.name.startswith("tales-vision"), "the pictures and facts of `tales-vision`")
+    lab.need(lab.truth.name.startswith("tales-vision"), "organism:tales-vision, whose pictures and facts are known")
     asked = [question for question in exam.questions()["facts by picture"] if question.text.startswith("{SUBJECT}")][:8]
     inputs = exam.inputs(lab.model.tokenizer, asked, seed=lab.seed)
     where = _image(lab.once(_eyes), inputs["input_ids"])
@@ -197,7 +198,7 @@ def _eyes(lab: Lab) -> Model:
 
 def _asked(lab: Lab) -> list[Question]:
     """Facts by picture; none was asked so in training of the checkpoint. Two of each person's four, in quick runs."""
-    lab.need(lab.truth.name.startswith("tales-vision"), "the pictures and facts of `tales-vision`")
+    lab.need(lab.truth.name.startswith("tales-vision"), "organism:tales-vision, whose pictures and facts are known")
     kinds = exam.questions()
     asked = sorted([*kinds["facts by picture"], *kinds["facts never shown"]], key=lambda q: (q.subject, q.text))
     return asked if lab.full else asked[lab.seed % 2 :: 2]
