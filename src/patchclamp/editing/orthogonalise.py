@@ -25,8 +25,9 @@ def orthogonalise(model: Model, direction: Direction) -> Edit:
     Raises `EditError` where that is not a matter of these weights alone (a norm after a sublayer, as in Gemma 2; or
     experts): there `direction.ablated(model)` does the same at run time.
     """
-    if len(direction.vector) != model.d_model:
-        raise EditError(f"{direction.site} has {len(direction.vector)} dimensions, the stream {model.d_model}")
+    shape = list(direction.vector.shape)
+    if shape != [model.d_model]:
+        raise EditError(f"the direction at {direction.site} is {shape}, and the stream has {model.d_model} dimensions")
     unit = torch.nn.functional.normalize(direction.vector.double(), dim=0)
     changes = []
     for path in _writers(model):
