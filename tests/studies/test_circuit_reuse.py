@@ -5,7 +5,10 @@ import torch
 
 import patchclamp as pc
 from patchclamp import studies
+from patchclamp.organisms import Truth
 from patchclamp.sites import Site
+from patchclamp.studies import Lab
+from patchclamp.studies.circuits import circuit_reuse
 from patchclamp.studies.circuits.circuit_reuse import _asked, _look, _right
 
 
@@ -63,3 +66,11 @@ def test_no_finding_holds_on_random_weights_and_all_identities_do():
     verdict = studies.run("circuit-reuse", model="random")
     assert {claim.holds for claim in verdict.claims if claim.kind == "finding"} == {False}
     assert {claim.holds for claim in verdict.claims if claim.kind == "identity"} == {True}
+
+
+def test_edges_of_a_large_graph_are_scored_by_gradients_and_the_verdict_says_so(model, task, monkeypatch):
+    lab = Lab(model, Truth(""))
+    few = circuit_reuse._circuit(lab, model, task[:2])
+    assert few.scores.method == "exact" and not lab.used
+    monkeypatch.setattr(circuit_reuse, "CUT", few.graph.size - 1)
+    assert circuit_reuse._circuit(lab, model, task[:2]).scores.method == "eap-ig" and len(lab.used) == 1

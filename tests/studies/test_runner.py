@@ -82,6 +82,24 @@ def test_on_another_model_what_is_given_an_open_claim_is_open_too_and_is_not_mea
     assert studies.run(study).holds
 
 
+def test_on_another_model_a_method_that_refuses_it_leaves_its_claim_open_and_on_the_organism_it_is_a_mistake():
+    study = Study(name="refusing", paper="P", seed="s.txt", organism="compiled:hand-induction")
+
+    @study.finding("it has a graph", at_least=3, control="none")
+    def graph(lab):
+        raise ValueError("the heads' outputs do not sum")
+
+    @study.identity("a width is a width", tolerance=0)
+    def width(lab):
+        return Measured.gap(lab.model.d_model, lab.model.d_model)
+
+    verdict = studies.run(study, model=pc.wrap(build("gpt2"), name="mine"))
+    assert [claim.holds for claim in verdict.claims] == [None, True]
+    assert verdict.claims[0].note == "gives no measurement (the heads' outputs do not sum)"
+    with pytest.raises(ValueError, match="do not sum"):
+        studies.run(study)
+
+
 def test_a_claim_that_never_asked_for_the_model_says_so():
     study = Study(name="own", paper="P", seed="s.txt", organism="compiled:hand-induction")
 

@@ -28,8 +28,8 @@ def run(
     with fresh weights (where every finding must fail), or a Model, folder or hub id of your own. With `out`, a folder,
     figures are drawn too, and `verdict.json` and `report.html` are written there.
     Raises `NotApplicable`, with what is missing, where no claim can be asked of your model; a single claim that cannot
-    is left open (`holds` is None), and what is given it too. A claim that never asked for your model, being of what the
-    study plants itself, says so.
+    is left open (`holds` is None), and what is given it too; so is one whose method refuses your model with an error.
+    A claim that never asked for your model, being of what the study plants itself, says so.
     """
     study = load(study) if isinstance(study, str) else study
     if not study.claims:
@@ -67,6 +67,11 @@ def _outcome(claim: Claim, lab: Lab, earlier: dict[str, Outcome], own: bool) -> 
             raise  # the study's own organism lacks what the study needs: a mistake in the study
         holds = False if own else None  # untrained weights that lack it have not learnt it
         return Outcome(claim.sentence, claim.kind, None, None, claim.threshold, None, holds, str(reason))
+    except (ValueError, LookupError) as reason:  # what a method says of a model that it is not made for
+        if own:
+            raise
+        note = f"gives no measurement ({reason})"
+        return Outcome(claim.sentence, claim.kind, None, None, claim.threshold, None, None, note)
     outcome = judge(claim, measured, premise=premise is None or premise.holds is True)
     if own:
         return outcome

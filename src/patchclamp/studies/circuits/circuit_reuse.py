@@ -42,7 +42,7 @@ study = Study(
     organism="tales",
 )
 
-SHARE = 0.1
+SHARE, CUT = 0.1, 5000
 NAMES, COLOURS, REPEATS = "ioi", "colored_objects", "induction"
 UNREPAIRED = "tales@2048"
 _RANDOM = 10
@@ -220,11 +220,15 @@ def _right(model: Model, task: Task, side: str = "clean", do: Sequence[Intervent
 
 
 def _found(lab: Lab, name: str) -> Circuit:
-    return _circuit(lab.model, _task(lab, name))
+    return _circuit(lab, lab.model, _task(lab, name))
 
 
-def _circuit(model: Model, task: Task) -> Circuit:
-    scores = circuits.exact(model, task)
+def _circuit(lab: Lab, model: Model, task: Task) -> Circuit:
+    """Each edge is cut in turn; in a large graph, where nobody could wait for that, edges have gradients for scores."""
+    few = circuits.Graph.of(model).size <= CUT
+    if not few:
+        lab.used.add(f"of more than {CUT} edges, chosen by integrated gradients")
+    scores = circuits.exact(model, task) if few else circuits.eap_ig(model, task)
     return Circuit(scores, circuits.select(scores, SHARE))
 
 
@@ -257,7 +261,7 @@ def _chance(lab: Lab, first: str, second: str) -> Measured:
 def _repair(lab: Lab) -> tuple[Float[Tensor, "prompt"], Float[Tensor, "set prompt"]]:
     """Gain in accuracy, by prompt, with the movers of repeated sequences, and with random sets of other heads."""
     model = lab.load(UNREPAIRED)
-    chosen = _circuit(model, _task(lab, REPEATS)).edges
+    chosen = _circuit(lab, model, _task(lab, REPEATS)).edges
     movers = [sender for sender, reader in chosen if reader.kind == "logits" and sender.kind == "z"]
     others = [site for site in model.sites("z.*.*") if site not in movers]
     task = _task(lab, COLOURS, 1)
