@@ -49,9 +49,3 @@ def test_neurons_of_a_small_model_are_of_relations_and_those_of_tales_of_one():
 def test_no_finding_holds_on_random_weights_and_the_identity_does():
     verdict = studies.run("relation-neurons", model="random")
     assert [claim.holds for claim in verdict.claims] == [claim.kind == "identity" for claim in verdict.claims]
-
-
-@pytest.mark.slow
-def test_a_model_of_ones_own_is_told_what_is_needed():
-    verdict = studies.run("relation-neurons", model="organism:stdlib")
-    assert {claim.holds for claim in verdict.claims if claim.kind == "finding"} == {None}

@@ -13,8 +13,6 @@ were switched off ended nearly all refusals in two and few in the third; but for
 and a quarter of the prompts: what an expert writes depends on what it reads.
 """
 
-from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -29,6 +27,7 @@ from patchclamp.steering import Neutral
 from patchclamp.steering.experts import Relevance, activity, relevance, switch, weigh
 from patchclamp.studies.lab import Lab
 from patchclamp.studies.measured import Measured
+from patchclamp.studies.seeds import over_seeds
 from patchclamp.studies.steering import _refusing as refusing
 from patchclamp.studies.study import Study
 
@@ -93,16 +92,16 @@ def kept(lab: Lab) -> Measured:
 )
 def ranked(lab: Lab) -> Measured:
     """Twenty mixtures with random weights, the expert drawn for each."""
-    lab.once(_labs)
     draws = range(60 if lab.full else 20)
     found = [[_first(lab, draw, sent=sent) for draw in draws] for sent in (not lab.untrained, False)]
     return Measured.share(found[0], control=found[1])
 
 
 @study.finding("three topics are refused: share of prompts", at_least=0.6, control="prompts about other topics")
+@over_seeds
 def refuses(lab: Lab) -> Measured:
     """Greedily, on prompts that judge. The premise of what follows."""
-    return Measured.mean(_pooled(lab, _before, True), control=_pooled(lab, _before, False))
+    return Measured.mean(lab.once(_before, True), control=lab.once(_before, False))
 
 
 @study.finding(
@@ -111,9 +110,10 @@ def refuses(lab: Lab) -> Measured:
     control="its mean rank with topics shuffled",
     given=refuses,
 )
+@over_seeds
 def found(lab: Lab) -> Measured:
     """Of 32, by the prompts that choose."""
-    own, shuffled = _pooled(lab, _ranks).view(-1, 2).mean(0).tolist()
+    own, shuffled = lab.once(_ranks)
     return Measured.number(own, control=shuffled)
 
 
@@ -123,29 +123,33 @@ def found(lab: Lab) -> Measured:
     control="experts drawn at random, as many",
     given=refuses,
 )
+@over_seeds
 def off(lab: Lab) -> Measured:
-    return Measured.mean(_pooled(lab, _drop), control=_pooled(lab, _drops, "drawn"))
+    return Measured.mean(lab.once(_drop), control=lab.once(_drops, "drawn"))
 
 
 @study.finding("random experts do next to nothing: mean drop", at_most=0.15, control="the relevant ones", given=off)
+@over_seeds
 def random(lab: Lab) -> Measured:
     """Mean over twelve draws."""
-    return Measured.mean(_pooled(lab, _drops, "drawn"), control=_pooled(lab, _drop))
+    return Measured.mean(lab.once(_drops, "drawn"), control=lab.once(_drop))
 
 
 @study.finding(
     "nor do experts that are chosen as often: mean drop", at_most=0.15, control="the relevant ones", given=off
 )
+@over_seeds
 def matched(lab: Lab) -> Measured:
     """Mean over twelve draws, each of the three with the most similar use."""
-    return Measured.mean(_pooled(lab, _drops, "matched"), control=_pooled(lab, _drop))
+    return Measured.mean(lab.once(_drops, "matched"), control=lab.once(_drop))
 
 
 @study.finding(
     "texts about other topics stay as likely: ratio of perplexities", at_most=1.02, control="refused texts", given=off
 )
+@over_seeds
 def neutral(lab: Lab) -> Measured:
-    own, theirs = _pooled(lab, _perplexities).view(-1, 2).mean(0).tolist()
+    own, theirs = lab.once(_perplexities)
     return Measured.number(own, control=theirs)
 
 
@@ -155,19 +159,19 @@ def neutral(lab: Lab) -> Measured:
     control="experts drawn at random, as many, forced as much",
     given=refuses,
 )
+@over_seeds
 def on(lab: Lab) -> Measured:
-    return Measured.mean(_pooled(lab, _rise), control=_pooled(lab, _rises))
+    return Measured.mean(lab.once(_rise), control=lab.once(_rises))
 
 
 @study.figure("relevance: mean weight on refused prompts less that on others")
 def map_of_experts(lab: Lab):
-    scores = lab.once(_labs)[0].once(_relevance).score.view(refusing.LAYERS, refusing.EXPERTS)
+    scores = lab.once(_relevance).score.view(refusing.LAYERS, refusing.EXPERTS)
     return views.heatmap(xr.DataArray(scores, dims=("layer", "expert")), colour_label="relevance")
 
 
 @study.figure("share of prompts that are refused, by what the expert's weight is multiplied by")
 def curve(lab: Lab):
-    lab = lab.once(_labs)[0]
     model, _ = lab.once(refusing.trained)
     factors = [0.0, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0, 2.0, 4.0]
     chosen = lab.once(_relevance).most(K)
@@ -210,18 +214,6 @@ def _first(lab: Lab, draw: int, *, sent: bool) -> bool:
         hf.model.embed_tokens.weight.data[10:] -= mark
         hf.model.layers[layer].mlp.gate.weight.data[unit] += 3 * mark
     return str(relevance(model, *ids.chunk(2)).most(1)[0]) == f"router.{layer}.{unit}"
-
-
-def _labs(lab: Lab) -> list[Lab]:
-    """One; in full three, whose networks, texts and draws are their own."""
-    lab.need(
-        lab.truth.name == study.organism, "no model: it is asked of a mixture in which one expert refuses, trained here"
-    )
-    return [replace(lab, seed=lab.seed + n, full=False, shared={}) for n in range(3 if lab.full else 1)]
-
-
-def _pooled(lab: Lab, work: Callable[..., Any], *arguments: Any) -> Tensor:
-    return torch.cat([torch.as_tensor(one.once(work, *arguments)).double() for one in lab.once(_labs)])
 
 
 def _texts(lab: Lab, refused: bool, part: str) -> Tensor:

@@ -12,10 +12,6 @@ to 12, in full), the few neurons bring 0.87 of the other language and random one
 perplexities, 1.17 (1.18 by all neurons) where 1.15 was asked.
 """
 
-from collections.abc import Callable
-from dataclasses import replace
-from typing import Any
-
 import torch
 import transformers
 from torch import Tensor
@@ -28,6 +24,7 @@ from patchclamp.steering.behaviour import last_logits
 from patchclamp.steering.subspaces import localised, pushed, strongest, subspace, window
 from patchclamp.studies.lab import Lab
 from patchclamp.studies.measured import Measured
+from patchclamp.studies.seeds import over_seeds
 from patchclamp.studies.steering import _bilingual as bilingual
 from patchclamp.studies.study import Study
 
@@ -73,10 +70,12 @@ def ranks(lab: Lab) -> Measured:
 @study.finding(
     "after numerals the other language is rare: its share of the words", at_most=0.2, control="after one of its words"
 )
+@over_seeds
 def default(lab: Lab) -> Measured:
     """Of probability, by opening."""
-    shares = _pooled(lab, _defaults)
-    return Measured.mean(shares[:, 0], control=shares[:, 1])
+    model, openings = lab.once(bilingual.trained), _openings(lab, 1)
+    spoken = torch.cat([openings, bilingual.words(1)[:12].repeat(6)[:64, None]], 1)
+    return Measured.mean(_share(model, openings, []), control=_share(model, spoken, []))
 
 
 @study.finding(
@@ -85,9 +84,11 @@ def default(lab: Lab) -> Measured:
     control="as many neurons drawn at random, as strongly",
     given=default,
 )
+@over_seeds
 def steers(lab: Lab) -> Measured:
     """On other openings than those that chose the strength."""
-    return Measured.mean(_pooled(lab, _rate, "few"), control=_pooled(lab, _rate, "random"))
+    rates = lab.once(_rates)
+    return Measured.mean(rates["few"], control=rates["random"])
 
 
 @study.finding(
@@ -96,9 +97,10 @@ def steers(lab: Lab) -> Measured:
     control="random neurons less others",
     given=steers,
 )
+@over_seeds
 def beats_random(lab: Lab) -> Measured:
-    few, random, other = (_pooled(lab, _rate, name) for name in ("few", "random", "random 1"))
-    return Measured.mean(few - random, control=other - random)
+    rates = lab.once(_rates)
+    return Measured.mean(rates["few"] - rates["random"], control=rates["random 1"] - rates["random"])
 
 
 @study.finding(
@@ -107,18 +109,19 @@ def beats_random(lab: Lab) -> Measured:
     control="random neurons instead",
     given=steers,
 )
+@over_seeds
 def as_much(lab: Lab) -> Measured:
-    few, random, every = (_pooled(lab, _rate, name) for name in ("few", "random", "all"))
-    return Measured.mean(few - every, control=random - every)
+    rates = lab.once(_rates)
+    return Measured.mean(rates["few"] - rates["all"], control=rates["random"] - rates["all"])
 
 
 @study.finding(
     "texts in the other language stay likely: ratio of perplexities", at_most=1.15, control="all neurons", given=steers
 )
+@over_seeds
 def perplexity(lab: Lab) -> Measured:
-    """Geometric mean over networks."""
-    few, every = _pooled(lab, _cost, 1, "perplexity").view(-1, 2).log().mean(0).exp().tolist()
-    return Measured.number(few, control=every)
+    costs = lab.once(_costs, 1, "perplexity")
+    return Measured.number(costs["few"], control=costs["all"])
 
 
 @study.finding(
@@ -127,46 +130,18 @@ def perplexity(lab: Lab) -> Measured:
     control="steering all neurons",
     given=steers,
 )
+@over_seeds
 def divergence(lab: Lab) -> Measured:
-    """Geometric mean over networks."""
-    few, every = _pooled(lab, _cost, 0, "kl").view(-1, 2).log().mean(0).exp().tolist()
-    return Measured.number(few / every, control=1.0)
+    costs = lab.once(_costs, 0, "kl")
+    return Measured.number(costs["few"] / costs["all"], control=1.0)
 
 
 @study.figure("share of the other language after numerals, by strength")
 def curve(lab: Lab):
-    lab = lab.once(_labs)[0]
     model, openings = lab.once(bilingual.trained), _openings(lab, 1)
     ways = lab.once(_ways)
     curves = {name: [float(_share(model, openings, way(s)).mean()) for s in STRENGTHS] for name, way in ways.items()}
     return views.lines(list(STRENGTHS), curves, x_title="strength", y_title="share of probability")
-
-
-def _labs(lab: Lab) -> list[Lab]:
-    """One; in full three, whose networks, texts and draws are their own."""
-    lab.need(lab.truth.name == study.organism, "no model: it is asked of a small one of two languages, trained here")
-    return [replace(lab, seed=lab.seed + n, full=False, shared={}) for n in range(3 if lab.full else 1)]
-
-
-def _pooled(lab: Lab, work: Callable[..., Any], *arguments: Any) -> Tensor:
-    return torch.cat([torch.as_tensor(one.once(work, *arguments)).double() for one in lab.once(_labs)])
-
-
-def _defaults(lab: Lab) -> Tensor:
-    """By opening that judges the other language's share of the words, as it is and behind one of its words."""
-    model, openings = lab.once(bilingual.trained), _openings(lab, 1)
-    spoken = torch.cat([openings, bilingual.words(1)[:12].repeat(6)[:64, None]], 1)
-    return torch.stack([_share(model, some, []) for some in (openings, spoken)], 1)
-
-
-def _rate(lab: Lab, way: str) -> Tensor:
-    return lab.once(_rates)[way]
-
-
-def _cost(lab: Lab, language: int, measure: str) -> list[float]:
-    """Of the few neurons and of all."""
-    costs = lab.once(_costs, language, measure)
-    return [costs["few"], costs["all"]]
 
 
 def _planted(lab: Lab, rank: int, seed: int, size: float) -> Tensor:

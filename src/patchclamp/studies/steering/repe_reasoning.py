@@ -24,10 +24,6 @@ right, the same vector gained nothing at any layer or strength: what is right an
 about, and there is no state of reasoning to move.
 """
 
-from collections.abc import Callable
-from dataclasses import replace
-from typing import Any
-
 import torch
 import transformers
 from torch import Tensor
@@ -38,6 +34,7 @@ from patchclamp.steering import ControlVector, Direction, control_vector, monito
 from patchclamp.steering.behaviour import last_logits
 from patchclamp.studies.lab import Lab
 from patchclamp.studies.measured import Measured
+from patchclamp.studies.seeds import over_seeds
 from patchclamp.studies.steering import _shortcut as shortcut
 from patchclamp.studies.study import Study
 
@@ -78,10 +75,12 @@ def norms(lab: Lab) -> Measured:
 @study.finding(
     "the model sums rather than copies: share of right answers", at_least=0.5, control="the sums of other items"
 )
+@over_seeds
 def competes(lab: Lab) -> Measured:
     """On hints in combinations that training left out; the copy is never right. The premise of what follows."""
-    hits = _pooled(lab, _answered)
-    return Measured.mean(hits[:, 0], control=hits[:, 1])
+    ids, sums = lab.once(_items, "test")
+    right, other = (_right(lab, ids, those, []) for those in (sums, sums.roll(1)))
+    return Measured.mean(right, control=other)
 
 
 @study.finding(
@@ -90,11 +89,10 @@ def competes(lab: Lab) -> Measured:
     control="random vectors of the same norms",
     given=competes,
 )
+@over_seeds
 def gains(lab: Lab) -> Measured:
     """At the layer and strength that were best on other items."""
-    return Measured.mean(
-        _pooled(lab, _gain, "right less wrong"), control=_pooled(lab, _random_gains, "right less wrong")
-    )
+    return Measured.mean(lab.once(_gain, "right less wrong"), control=lab.once(_random_gains, "right less wrong"))
 
 
 @study.finding(
@@ -103,8 +101,9 @@ def gains(lab: Lab) -> Measured:
     control="random vectors of the same norms",
     given=competes,
 )
+@over_seeds
 def paired(lab: Lab) -> Measured:
-    return Measured.mean(_pooled(lab, _gain, "pairs"), control=_pooled(lab, _random_gains, "pairs"))
+    return Measured.mean(lab.once(_gain, "pairs"), control=lab.once(_random_gains, "pairs"))
 
 
 @study.finding(
@@ -113,22 +112,23 @@ def paired(lab: Lab) -> Measured:
     control="random vectors of the same norms",
     given=competes,
 )
+@over_seeds
 def principal(lab: Lab) -> Measured:
     """At its own layer and strength, chosen as for the others."""
-    return Measured.mean(_pooled(lab, _gain, "principal"), control=_pooled(lab, _random_gains, "principal"))
+    return Measured.mean(lab.once(_gain, "principal"), control=lab.once(_random_gains, "principal"))
 
 
 @study.finding("subtracted it makes fewer answers right: rise", at_most=-0.05, control="added", given=gains)
+@over_seeds
 def subtracted(lab: Lab) -> Measured:
-    return Measured.mean(_pooled(lab, _loss), control=_pooled(lab, _gain, "right less wrong"))
+    return Measured.mean(lab.once(_loss), control=lab.once(_gain, "right less wrong"))
 
 
 @study.finding("random vectors do next to nothing: mean rise", at_most=0.01, control="right less wrong", given=gains)
+@over_seeds
 def random(lab: Lab) -> Measured:
     """Mean over twenty, each of the same norm, at the same layer, as strongly."""
-    return Measured.mean(
-        _pooled(lab, _random_gains, "right less wrong"), control=_pooled(lab, _gain, "right less wrong")
-    )
+    return Measured.mean(lab.once(_random_gains, "right less wrong"), control=lab.once(_gain, "right less wrong"))
 
 
 @study.finding(
@@ -137,9 +137,10 @@ def random(lab: Lab) -> Measured:
     control="right less wrong",
     given=gains,
 )
+@over_seeds
 def shuffled(lab: Lab) -> Measured:
     """Mean over ten shuffles, each vector at the length of the true one."""
-    return Measured.mean(_pooled(lab, _null_gains, "shuffled"), control=_pooled(lab, _gain, "right less wrong"))
+    return Measured.mean(lab.once(_null_gains, "shuffled"), control=lab.once(_gain, "right less wrong"))
 
 
 @study.finding(
@@ -148,9 +149,10 @@ def shuffled(lab: Lab) -> Measured:
     control="right less wrong",
     given=gains,
 )
+@over_seeds
 def wrong_only(lab: Lab) -> Measured:
     """One random half of the wrong items less the other; mean over ten halvings, at the length of the true one."""
-    return Measured.mean(_pooled(lab, _null_gains, "wrong"), control=_pooled(lab, _gain, "right less wrong"))
+    return Measured.mean(lab.once(_null_gains, "wrong"), control=lab.once(_gain, "right less wrong"))
 
 
 @study.finding(
@@ -159,15 +161,15 @@ def wrong_only(lab: Lab) -> Measured:
     control="strengths in random order",
     given=gains,
 )
+@over_seeds
 def diverges(lab: Lab) -> Measured:
     """In nats, from one strength to the next."""
-    rises = _pooled(lab, _divergence_rises)
-    return Measured.number(float(rises[:, 0].min()), control=rises[:, 1:].flatten().tolist())
+    own, *shuffled = lab.once(_divergence_rises).tolist()
+    return Measured.number(own, control=shuffled)
 
 
 @study.figure("share of right answers, KL divergence, entropy and top probability by strength")
 def curve(lab: Lab):
-    lab = lab.once(_labs)[0]
     vector, _ = lab.once(_chosen, "right less wrong")
     ids, sums = lab.once(_items, "test")
     strengths = [*(-s for s in reversed(STRENGTHS)), 0.0, *STRENGTHS]
@@ -179,16 +181,6 @@ def curve(lab: Lab):
         "top probability": [float(m.top.mean()) for m in seen],
     }
     return views.lines(strengths, curves, x_title="strength")
-
-
-def _labs(lab: Lab) -> list[Lab]:
-    """One; in full three, whose models, items and draws are their own."""
-    lab.need(lab.truth.name == study.organism, "no model: it is asked of a small one that sums or copies, trained here")
-    return [replace(lab, seed=lab.seed + n, full=False, shared={}) for n in range(3 if lab.full else 1)]
-
-
-def _pooled(lab: Lab, work: Callable[..., Any], *arguments: Any) -> Tensor:
-    return torch.cat([torch.as_tensor(one.once(work, *arguments)).double() for one in lab.once(_labs)])
 
 
 def _items(lab: Lab, part: str) -> tuple[Tensor, Tensor]:
@@ -204,12 +196,6 @@ def _items(lab: Lab, part: str) -> tuple[Tensor, Tensor]:
 
 def _right(lab: Lab, ids: Tensor, sums: Tensor, do: list[Intervention]) -> Tensor:
     return (last_logits(lab.once(shortcut.trained), ids, do).argmax(-1) == sums).double()
-
-
-def _answered(lab: Lab) -> Tensor:
-    """By item that judges, whether it is answered right, and whether with the sum of another item."""
-    ids, sums = lab.once(_items, "test")
-    return torch.stack([_right(lab, ids, those, []) for those in (sums, sums.roll(1))], 1)
 
 
 def _change(lab: Lab, vector: ControlVector, strength: float) -> Tensor:
@@ -276,7 +262,7 @@ def _divergence_rises(lab: Lab) -> Tensor:
         [torch.stack([monitor(model, ids, vector.apply(s)).kl.mean() for s in side]) for side in sides]
     )
     orders = [torch.arange(len(sides[0])), *(torch.randperm(len(sides[0]), generator=lab.generator) for _ in range(10))]
-    return torch.stack([curves[:, order].diff(dim=1).min() for order in orders])[None]
+    return torch.stack([curves[:, order].diff(dim=1).min() for order in orders])
 
 
 def _random_gains(lab: Lab, fit: str) -> list[float]:
