@@ -116,3 +116,14 @@ def test_rows_and_texts_drawn_at_each_step_are_the_seed_s(tiny_model):
     assert not torch.equal(learned(rows=1, texts=1), learned())
     # All rows, in whatever order, are the batch.
     torch.testing.assert_close(learned(rows=4), learned(), rtol=1e-4, atol=1e-4)
+
+
+def test_an_old_answer_that_is_likeliest_of_all_is_likelier_than_the_new_one(tiny_model):
+    model = tiny_model("llama")
+    edits = rank_one(model, sizes=(0.1, 0.1, 0.1))
+    likelier, likeliest = (reversed_by(model, edits, FACTS, likeliest=way) for way in (False, True))
+    assert not bool((likeliest & ~likelier).any())
+    batch = Batch.of(model, edits, FACTS)
+    ends = batch.ends(model, torch.ones_like(batch.weight))
+    top = (ends.argmax(1) == batch.old).tolist()
+    assert likeliest.tolist() == [top[0] and top[1], top[2], top[3]]

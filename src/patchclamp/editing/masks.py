@@ -130,16 +130,25 @@ def reversing_mask(
 
 
 def reversed_by(
-    model: Model, edits: Sequence[Edit], rewrites: Sequence[Rewrite], keep: Tensor | None = None
+    model: Model,
+    edits: Sequence[Edit],
+    rewrites: Sequence[Rewrite],
+    keep: Tensor | None = None,
+    *,
+    likeliest: bool = False,
 ) -> Bool[Tensor, "rewrite"]:
     """Of each edit under the mask (none: as it is), whether the old answer is likelier than the new one.
 
-    On all of its prompts; they are compared at the first token in which they differ.
+    On all of its prompts; they are compared at the first token in which they differ. `likeliest` asks for more: that no
+    token at all is likelier there than the old answer's.
     """
     batch = Batch.of(model, edits, rewrites)
     mask = torch.ones_like(batch.weight) if keep is None else keep.to(batch.weight.dtype)
     with torch.no_grad():
-        hits = (batch.margin(model, mask) > 0).cpu()
+        ends = batch.ends(model, mask)
+    rows = torch.arange(len(batch.owner))
+    old = ends[rows, batch.old]
+    hits = (old >= ends.amax(1) if likeliest else old > ends[rows, batch.new]).cpu()
     return torch.stack([hits[batch.owner == index].all() for index in range(len(edits))])
 
 
@@ -234,10 +243,13 @@ class Batch:
 
     def margin(self, model: Model, mask: Float[Tensor, "out in"]) -> Float[Tensor, "row"]:
         """log p(old) - log p(new) of each row under the mask, in nats."""
-        logits = _logits(model, self.tokens, self.masked(model, mask, self.owner))
-        rows, last = torch.arange(len(self.owner)), self.tokens.mask.sum(1) - 1
-        ends = logits[rows, last].float()
+        rows, ends = torch.arange(len(self.owner)), self.ends(model, mask)
         return ends[rows, self.old] - ends[rows, self.new]
+
+    def ends(self, model: Model, mask: Float[Tensor, "out in"]) -> Float[Tensor, "row vocab"]:
+        """Logits of the token after each row under the mask."""
+        logits = _logits(model, self.tokens, self.masked(model, mask, self.owner))
+        return logits[torch.arange(len(self.owner)), self.tokens.mask.sum(1) - 1].float()
 
 
 def _logits(model: Model, tokens: Tokens, do: list[Intervention]) -> Tensor:

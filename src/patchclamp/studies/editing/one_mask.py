@@ -41,7 +41,7 @@ study = Study(
 )
 
 ALL, HELD = 128, 40  # subjects that `tales` knows, of which the mask is not learned on so many
-PARTS = ("learn", "test", "written", "lost")
+PARTS = ("learn", "test", "likeliest", "written", "lost")
 MASKS = ("learned", "random", "largest weights", "largest changes", "no mask")
 CONFIDENT = 0.9  # probability of the new answer at which an edit counts as one that took, as in the trial of the method
 
@@ -193,12 +193,9 @@ def the_mask_takes_it_back(lab: Lab) -> Measured:
 
 @study.figure("Share of the edits of the model that each mask takes back")
 def masks_beside_each_other(lab: Lab):
-    bars = {f"{name}, {part}": _pooled(lab, part, name) for part in ("test", "learn") for name in MASKS}
-    return views.bars(
-        [name.replace("test", "other subjects").replace("learn", "learned on") for name in bars],
-        [float(shares.mean()) for shares in bars.values()],
-        title="Edits taken back",
-    )
+    labels = {"test": "other subjects", "likeliest": "the old answer likeliest of all", "learn": "learned on"}
+    bars = {f"{name}, {label}": _pooled(lab, part, name) for part, label in labels.items() for name in MASKS}
+    return views.bars(list(bars), [float(shares.mean()) for shares in bars.values()], title="Edits taken back")
 
 
 @study.figure("What each mask costs other text under an edit: nats a token, .07 to .37 by the paper's perplexities")
@@ -288,6 +285,7 @@ def _real(lab: Lab, seed: int) -> dict[str, dict[str, Tensor]]:
         on = Edit.masks({down.name: keep if down.by_output else keep.T.contiguous()})
         found["learn"][name] = editing.reversed_by(lab.model, *edited.learn, keep).double()
         found["test"][name] = editing.reversed_by(lab.model, *edited.test, keep).double()
+        found["likeliest"][name] = editing.reversed_by(lab.model, *edited.test, keep, likeliest=True).double()
         with on.applied(lab.model):
             again = editing.rome(lab.model, edited.test[1], edited.layer, moment=edited.moment)
             found["written"][name] = 1 - editing.reversed_by(lab.model, again, edited.test[1], keep).double()
@@ -348,12 +346,9 @@ def _nats(lab: Lab, texts: list[str]) -> Tensor:
 def _probability(lab: Lab, edits: list[Edit], facts: list[Rewrite]) -> list[float]:
     """Of the new answer's first token, under each edit."""
     batch = Batch.of(lab.model, edits, facts)
-    ones = torch.ones_like(batch.weight)
-    with torch.no_grad(), lab.model.under(do=batch.masked(lab.model, ones, batch.owner)):
-        logits = lab.model.hf(input_ids=batch.tokens.ids, attention_mask=batch.tokens.mask.long()).logits
-    rows = torch.arange(len(batch.owner))
-    ends = logits[rows, batch.tokens.mask.sum(1) - 1].float().softmax(-1)
-    return ends[rows, batch.new].tolist()
+    with torch.no_grad():
+        ends = batch.ends(lab.model, torch.ones_like(batch.weight)).softmax(-1)
+    return ends[torch.arange(len(batch.owner)), batch.new].tolist()
 
 
 def _text(lab: Lab, n: int, seed: int) -> list[str]:
