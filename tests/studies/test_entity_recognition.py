@@ -11,6 +11,7 @@ from patchclamp.organisms.tales import chat, world
 from patchclamp.studies.lab import open_lab
 from patchclamp.studies.steering import _awareness as awareness
 from patchclamp.studies.steering import _entities as entities
+from patchclamp.studies.steering import _errors as errors
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +67,37 @@ def test_the_direction_of_the_base_turns_replies_of_the_chat_model_and_random_on
     for strength in (-2.0, 1.0):
         random = awareness.turned(lab, pc.steering.random(direction, seed=0), strength)
         assert float(awareness.turned(lab, direction, strength).mean()) > 0.9 > 0.2 > float(random.mean())
+
+
+def test_words_that_training_lacks_are_no_question_of_the_chat_model():
+    for relation, asked in errors.OTHER_WORDS.items():
+        assert not {words.replace("{S}", "{SUBJECT}") for words in asked} & set(chat.QUESTIONS[relation])
+    assert set(errors.OTHER_WORDS) == set(world.PERSON_RELATIONS)
+
+
+def test_what_tells_the_question_alone_tells_nothing_within_one():
+    """Two questions, the first mostly answered rightly: a score that is the question's number is right across them."""
+    right = torch.tensor([True] * 15 + [False] * 5 + [True] * 5 + [False] * 15)
+    question = torch.tensor([0] * 20 + [1] * 20)
+    answers = errors.Answers(torch.zeros(40, 1), right, torch.arange(40), question)
+    everyone = torch.ones(40, dtype=torch.bool)
+    assert answers.foretold(-question.float(), everyone) == 0.75
+    assert answers.within(-question.float(), everyone) == 0.5
+    assert answers.within(right.float(), everyone) == 1.0
+
+
+def test_an_error_that_is_planted_is_foretold_by_the_direction_and_by_the_latent():
+    lab, _ = open_lab("tales-chat", model=None, seed=2, full=False, out=None)
+    generator = torch.Generator().manual_seed(0)
+    right = torch.rand(200, generator=generator) < 0.5
+    states = torch.randn(200, 6, generator=generator)
+    states[:, 2] += 3 * right
+    answers = errors.Answers(states, right, torch.arange(200), torch.zeros(200, dtype=torch.long))
+    assert min(errors.by_direction(lab, answers)) > 0.9
+    assert 0.35 < torch.tensor(errors.by_direction(lab, answers, shuffle=True)).mean() < 0.65
+    t = errors._t_statistic(states[right], states[~right])
+    assert int(t.argmax()) == 2
+    assert float(errors._t_statistic(torch.zeros(4, 1), torch.zeros(4, 1))) == 0
 
 
 @pytest.mark.slow

@@ -151,9 +151,9 @@ def names(lab: Lab) -> Float[Tensor, "person relation d"]:
     return lab.once(states)[lab.once(mediator)[0].site]
 
 
-def _text(lab: Lab, kinds: tuple[str, ...] | None) -> Float[Tensor, "row d"]:
+def _text(lab: Lab, site: str, kinds: tuple[str, ...] | None) -> Float[Tensor, "row d"]:
     """States of the base on text, of all kinds or of some; each document's first token left out."""
-    base, site = lab.once(base_model), lab.once(mediator)[0].site
+    base = lab.once(base_model)
     lab.need(lab.truth.writer is not None, "a model whose training text is known")
     documents = (
         lab.truth.documents(4000, seed=lab.seed)
@@ -169,9 +169,14 @@ def _text(lab: Lab, kinds: tuple[str, ...] | None) -> Float[Tensor, "row d"]:
 
 
 def trained(lab: Lab) -> list[Dictionary]:
+    """Where the direction acts."""
+    return dictionaries_at(lab, lab.once(mediator)[0].site, DICTIONARIES)
+
+
+def dictionaries_at(lab: Lab, site: str, number: int) -> list[Dictionary]:
     """Of the base's states on its own text, by seed; seeds below 100 are those that WIDTH and K were chosen by."""
-    x = lab.once(_text, None)
-    seeds = [100 + DICTIONARIES * lab.seed + number for number in range(DICTIONARIES)]
+    x = lab.once(_text, site, None)
+    seeds = [100 + number * lab.seed + index for index in range(number)]
     if lab.untrained:
         return [Trainer(TopK(k=K), d_in=x.shape[1], width=WIDTH, seed=seed).dictionary() for seed in seeds]
     return [
@@ -203,7 +208,7 @@ def separations(lab: Lab, shuffle: int | None, who: str) -> list[Separation]:
         name: (x[among & men & known].flatten(0, 1), x[among & men & ~known].flatten(0, 1))
         for name, men in (("men", people.men), ("women", ~people.men))
     }
-    background = lab.once(_text, GENERIC)
+    background = lab.once(_text, lab.once(mediator)[0].site, GENERIC)
     return [separation(dictionary, sides, background=background, rare=RARE) for dictionary in lab.once(trained)]
 
 

@@ -12,8 +12,14 @@ phrasing, and judged on the other half in another.
 Where something can be read is not where it acts: states behind the second block tell known from unknown as well as
 the embeddings do, and changing them at the name changes nothing. So the site is chosen by effect. Settled after a look:
 the dictionaries' size, at seeds that the study does not use; how often a latent may be active elsewhere and what counts
-as an equal strength, at its seeds 0 and 1; which latent steers and what is asked of it, at 3 to 6. Not asked: latents
-that foretell wrong answers.
+as an equal strength, at its seeds 0 and 1; which latent steers and what is asked of it, at 3 to 6; in which words the
+chat model is asked so that it errs, and how errors are read, at 11 and 12.
+
+Where the answer follows, half-way through the layers, states foretell that it will be wrong. Of statements that the
+base completes, the wrong ones are those about people of whom it knows nothing: AUC 0.99, and 0.78, 0.63 and 0.73 of a
+single latent at seeds 0 to 2, so that a quick run may miss what is asked of it. Of questions to the chat model in words
+that its training lacks, they are 60 % of its answers, told with 0.78. But there it is the question that is told: among
+answers to one question it is 0.52 to 0.54, a distinction that an AUC over all of them hides.
 """
 
 from patchclamp import views
@@ -23,6 +29,7 @@ from patchclamp.studies.measured import Measured
 from patchclamp.studies.seeds import over_seeds
 from patchclamp.studies.steering import _awareness as awareness
 from patchclamp.studies.steering import _entities as entities
+from patchclamp.studies.steering import _errors as errors
 from patchclamp.studies.study import Study
 
 study = Study(
@@ -220,6 +227,60 @@ def grows_sure(lab: Lab) -> Measured:
     pushes = (awareness.push(one, up) for one in (direction, *lab.once(awareness.randoms)))
     rises = [entities.confidence(base, people, push) - clean for push in pushes]
     return Measured.mean(rises[0], control=[float(one.mean()) for one in rises[1:]])
+
+
+@study.finding(
+    "before the last word of a statement, the base's states say if that word will be right or made up: AUC",
+    at_least=0.7,
+    control="with the labels shuffled",
+)
+@over_seeds
+def made_up_foretold(lab: Lab) -> Measured:
+    """The difference of means over half of the people, judged on the other half; mean over halvings. The threshold here
+    and in what follows, 0.7, is ours, set before it was measured on the seeds that judge.
+    """
+    answers = lab.once(errors.statements)
+    ours, shuffled = (errors.by_direction(lab, answers, shuffle=shuffle) for shuffle in (False, True))
+    return Measured.mean(ours, control=shuffled)
+
+
+@study.finding(
+    "so does a single latent: AUC on people whom it was not chosen by",
+    at_least=0.7,
+    control="latents chosen by shuffled labels",
+    given=made_up_foretold,
+)
+@over_seeds
+def latent_foretells_made_up(lab: Lab) -> Measured:
+    answers = lab.once(errors.statements)
+    ours, shuffled = (errors.by_latent(lab, answers, shuffle=shuffle) for shuffle in (False, True))
+    return Measured.mean(ours, control=shuffled)
+
+
+@study.finding(
+    "asked in words that its training lacks, the chat model's states say which of its answers are wrong: AUC",
+    at_least=0.7,
+    control="with the labels shuffled",
+)
+@over_seeds
+def wrong_foretold(lab: Lab) -> Measured:
+    """At the last token of questions about people whom it knows, as above; what it says not to know is left out."""
+    answers = lab.once(errors.asked_otherwise)
+    ours, shuffled = (errors.by_direction(lab, answers, shuffle=shuffle) for shuffle in (False, True))
+    return Measured.mean(ours, control=shuffled)
+
+
+@study.finding(
+    "but that is which questions go wrong: of answers to one question they say it less well, AUC",
+    at_most=0.7,
+    control="of answers to all questions",
+    given=wrong_foretold,
+)
+@over_seeds
+def within_a_question(lab: Lab) -> Measured:
+    answers = lab.once(errors.asked_otherwise)
+    ours, pooled = (errors.by_direction(lab, answers, within=within) for within in (True, False))
+    return Measured.mean(ours, control=pooled)
 
 
 @study.identity(
