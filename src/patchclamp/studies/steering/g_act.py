@@ -147,6 +147,8 @@ Way = Callable[[float], list[Intervention]]
 def _ways(lab: Lab) -> dict[str, list[Way]]:
     """What is done at a strength, by way and layer."""
     lab.need(lab.model.tokenizer is not None, "a model with a tokenizer, since its prompts are text")
+    told = [set(_ids(lab, k.words)).isdisjoint(_ids(lab, k.others)) for k in lab.once(_kinds).values()]
+    lab.need(all(told), "a tokenizer whose first tokens tell the wanted words from the others")
     wanted, given = (_all(lab.once(_kinds), side) for side in (0, 1))
     sites = [f"resid_post.{layer}" for layer in range(lab.model.n_layers)]
     gates = [steering.gated(lab.model, wanted, given, site=site, clusters=4, seed=lab.seed) for site in sites]
@@ -192,10 +194,8 @@ def _share(lab: Lab, do: list[Intervention], half: int) -> Tensor:
     """By prompt of one half, the wanted words' share of the probability of both sets."""
     found = []
     for kind in lab.once(_kinds).values():
-        ids = [_ids(lab, words) for words in (kind.words, kind.others)]
-        lab.need(set(ids[0]).isdisjoint(ids[1]), "a tokenizer whose first tokens tell wanted words from others")
         probabilities = last_logits(lab.model, kind.prompts[half::2], do).double().softmax(-1)
-        wanted, other = (probabilities[:, some].sum(-1) for some in ids)
+        wanted, other = (probabilities[:, _ids(lab, words)].sum(-1) for words in (kind.words, kind.others))
         found.append(wanted / (wanted + other))
     return torch.cat(found)
 
