@@ -53,6 +53,12 @@ def test_identities_are_measured_on_it_and_hold(lab, module, name):
     assert judge(asked, asked.measure(bench)).holds and bench.used
 
 
+def test_the_parts_of_capped_logits_are_no_sum():
+    capped = Lab(pc.wrap(build("gemma2"), name="capped"), Truth(""))
+    with pytest.raises(NotApplicable, match="no soft cap"):
+        claim("patching.alignment_routes", "parts_sum").measure(capped)
+
+
 @pytest.mark.parametrize(("module", "name"), claims(REFUSED))
 def test_what_it_lacks_is_said_at_once(lab, module, name):
     with pytest.raises(NotApplicable, match=r"^needs (a|an|organism:)"):

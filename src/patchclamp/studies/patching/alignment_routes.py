@@ -206,6 +206,9 @@ def chat_dose_response(lab: Lab) -> Measured:
     breaks=1e-2,
 )
 def parts_sum(lab: Lab) -> Measured:
+    config: Any = lab.model.hf.config
+    capped = getattr(config.get_text_config(), "final_logit_softcapping", None)
+    lab.need(not capped, "a model whose logits are linear in the last norm's output, with no soft cap on them")
     task = lab.once(_behaviour)[:16]
     written = pc.patching.direct_effect(lab.model, task)
     logits = lab.model.run(task.clean, attention_mask=task.mask).logits
