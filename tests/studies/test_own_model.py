@@ -26,6 +26,7 @@ REFUSED = {
     "circuits.circuit_reuse": ("does_both", "repairs"),
     "circuits.induction_formation": ("additive",),
     "dictionaries.amortisation_gap": ("dictionary_explains_the_stream",),
+    "dictionaries.itda": ("energy_is_kept", "model_has_learnt"),
     "dictionaries.principled_sae_evals": ("does_the_task",),
     "patching.alignment_routes": ("chat_refuses",),
     "patching.vlm_two_hop": ("names", "second_hop_is_lost", "own_states_change_nothing"),

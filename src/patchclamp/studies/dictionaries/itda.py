@@ -156,6 +156,8 @@ def rotation_changes_nothing(lab: Lab) -> Measured:
 
 @study.finding("the model has learnt what it was taught", at_least=0.9, control="the same answers on corrupted prompts")
 def model_has_learnt(lab: Lab) -> Measured:
+    """What the next claim is given; of a model without siblings it is not asked."""
+    lab.need(lab.truth.name == SIBLINGS[0], "a model of which there are other seeds: tales")
     return answers(lab)
 
 
