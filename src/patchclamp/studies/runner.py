@@ -44,7 +44,7 @@ def run(
     for claim in lab.progress(study.claims, study.name):
         outcomes[claim.name] = _outcome(claim, lab, outcomes, own)
     if all(outcome.holds is None for outcome in outcomes.values()):
-        reasons = "; ".join(dict.fromkeys(outcome.note for outcome in outcomes.values()))
+        reasons = "; it ".join(dict.fromkeys(outcome.note for outcome in outcomes.values()))
         raise NotApplicable(f"{study.name} cannot be run on {name}: it {reasons}")
     figures = [] if folder is None else [(f.text, f.draw(lab.at(f.draw.__name__))) for f in study.figures]
     seconds = round(time.perf_counter() - start, 2)
