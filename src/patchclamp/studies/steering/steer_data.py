@@ -12,6 +12,7 @@ of four the total variation would be .03 to .05 by chance alone.
 
 from collections.abc import Callable
 
+import numpy
 import torch
 import transformers
 from torch import Tensor
@@ -177,8 +178,10 @@ def keeps(lab: Lab) -> Measured:
     given=negatives,
 )
 def front(lab: Lab) -> Measured:
-    """Variety is the entropy of what is written, averaged over the negative examples; eta 0.25."""
-    return _ahead(lab, "temperature", lambda margins: (margins > 0).double())
+    """Variety is the entropy of what is written, averaged over the negative examples; eta 0.25. More is by a point at
+    least: the control, which says nothing that a temperature does not, is ahead by a hair half of the time.
+    """
+    return _ahead(lab, "temperature", lambda margins: (margins > 0.01).double())
 
 
 @study.finding(
@@ -296,10 +299,9 @@ def _entropy(p: Tensor) -> float:
 
 
 def _matched(p: Tensor, baseline: list[Tensor]) -> float:
-    """The domain's share where the baseline is as varied as `p`, or as little less so as can be."""
-    narrower = [q for q in baseline if _entropy(q) <= _entropy(p)]
-    nearest = max(narrower, key=_entropy) if narrower else min(baseline, key=_entropy)
-    return float(nearest[strings.DOMAIN].sum())
+    """The domain's share where the baseline is as varied as `p`: between the two that are nearest in that, in line."""
+    points = sorted((_entropy(q), float(q[strings.DOMAIN].sum())) for q in baseline)
+    return float(numpy.interp(_entropy(p), *zip(*points, strict=True)))
 
 
 def _ahead(lab: Lab, baseline: str, judge: Callable[[Tensor], Tensor]) -> Measured:
