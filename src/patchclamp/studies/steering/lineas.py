@@ -73,7 +73,7 @@ def steers(lab: Lab) -> Measured:
     """Behind rude adjectives; of the probability of polite and rude nouns together. The premise of the others: its
     threshold, 0.1, is ours and not the paper's, lowered once from 0.25 after 0.14 was measured.
     """
-    maps, clean = lab.once(_trained, 0.0), lab.once(_polite, ())
+    clean, maps = lab.once(_polite, ()), lab.once(_trained, 0.0)
     return Measured.mean(_share(lab, maps) - clean, control=_share(lab, _dealt(lab, maps)) - clean)
 
 

@@ -4,11 +4,10 @@ The difference between the mean states of refused and of answered requests, at o
 such that ablating it everywhere stops refusal, adding it makes the model refuse what is harmless, and taking it out of
 the weights does what ablating it does. Other directions of the same length do neither.
 
-The paper's selection looks at the first token of harmless replies alone, and then takes a direction that half of the
-verbs are written with too: with it ablated, a quarter of the harmless requests were answered without their verb ("To
-the car, first ..."). So here a candidate must also leave the answers to training's harmless requests as they are. Found
-at seeds 0 and 11; of 64 stories the perplexity was 1.045 to 1.054 times the clean one, of 1,200 1.045, so that now 256
-choose and 256 judge.
+The paper's selection looks at the first token of harmless replies alone, and on this model takes a direction that verbs
+are written with too: with it ablated, a quarter of the harmless requests were answered without theirs ("To the car,
+first ..."). Here a candidate must also leave the answers to training's harmless requests as they are; and since those
+that do so are short, they may be added three times. Looked at on seeds 11 and 12.
 """
 
 import math
@@ -117,28 +116,28 @@ def random_added(lab: Lab) -> Measured:
 @over_seeds
 def perplexity(lab: Lab) -> Measured:
     neutral = steering.Neutral(lab.model, _documents(lab))
-    ratios = [neutral.measure(do)["perplexity"] for do in (_ablation(lab), lab.once(_other_ablation))]
+    ratios = [neutral.measure(do)["perplexity"] for do in (_ablation(lab), _other_ablation(lab))]
     return Measured.number(ratios[0], control=ratios[1])
 
 
 @study.finding(
     "nor what is harmless: share of such requests that are answered with the verb and the thing they are about",
     at_least=0.98,
-    control="ablating the first principal component of the same states",
+    control="with the direction added",
     given=ablated,
 )
 @over_seeds
 def harmless_answered(lab: Lab) -> Measured:
     lab.once(_requests)
     answered = _answers(_worded(world.HARMLESS, held_out=True))
-    hits = [answered.measure(lab.model, do) for do in (_ablation(lab), lab.once(_other_ablation))]
+    hits = [answered.measure(lab.model, do) for do in (_ablation(lab), lab.once(_strongest))]
     return Measured.mean(hits[0], control=hits[1])
 
 
 @study.finding(
     "and moves little of what is predicted at the end of such requests: divergence from the clean model, in nats",
     at_most=0.1,
-    control="ablating the first principal component of the same states",
+    control="with the direction added",
     given=ablated,
 )
 @over_seeds
@@ -147,7 +146,7 @@ def harmless_unmoved(lab: Lab) -> Measured:
     harmless = lab.once(_requests)[1]
     clean, *moved = (
         last_logits(lab.model, harmless, do).double().log_softmax(-1)
-        for do in ([], _ablation(lab), lab.once(_other_ablation))
+        for do in ([], _ablation(lab), lab.once(_strongest))
     )
     ours, other = ((clean.exp() * (clean - one)).sum(-1) for one in moved)
     return Measured.mean(ours, control=other)
@@ -242,8 +241,9 @@ def _direction(lab: Lab) -> steering.Direction:
             tokens=tokens,
             positions=(-1, -2, -3),
             neutral=_documents(lab, seed=lab.seed + 1),
-            budget=math.log(1.05),
-            keeps=_answers(_worded(world.HARMLESS, held_out=False)[::4]),
+            budget=math.log(1.05) / 2,  # the least of several noisy costs is more than it seems
+            strengths=(1.0, 2.0, 3.0),
+            keeps=_answers(_worded(world.HARMLESS, held_out=False)),
             seed=lab.seed,
         )
     except steering.DirectionError:
@@ -293,6 +293,10 @@ def _strength(lab: Lab) -> float:
     """That at which most of training's harmless requests are refused; of equal ones the least."""
     direction, prompts = lab.once(_direction), _prompts(world.HARMLESS, held_out=False)[::4]
     return max(STRENGTHS, key=lambda s: float(_refused(lab.model, prompts, _addition(direction, s)).mean()))
+
+
+def _strongest(lab: Lab) -> list[Intervention]:
+    return _addition(lab.once(_direction), lab.once(_strength))
 
 
 def _addition(direction: steering.Direction, strength: float) -> list[Intervention]:
