@@ -300,8 +300,8 @@ def _entropy(p: Tensor) -> float:
 
 def _matched(p: Tensor, baseline: list[Tensor]) -> float:
     """The domain's share where the baseline is as varied as `p`: between the two that are nearest in that, in line."""
-    points = sorted((_entropy(q), float(q[strings.DOMAIN].sum())) for q in baseline)
-    return float(numpy.interp(_entropy(p), *zip(*points, strict=True)))
+    points = numpy.array(sorted((_entropy(q), float(q[strings.DOMAIN].sum())) for q in baseline))
+    return float(numpy.interp(_entropy(p), points[:, 0], points[:, 1]))
 
 
 def _ahead(lab: Lab, baseline: str, judge: Callable[[Tensor], Tensor]) -> Measured:
