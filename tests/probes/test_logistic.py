@@ -80,6 +80,36 @@ def test_both_preconditioners_reach_the_optimum():
         assert value(x, y[:, -1], probe.weight[-1], probe.bias[-1], 1.0) <= theirs * (1 + 1e-5)
 
 
+def test_easy_and_hard_labels_at_large_sites_are_each_at_their_optimum():
+    """Sites that are taken apart when their easy labels are done, and the last labels by Hessians of their own."""
+    drawn = [data(600, 60, 1, seed, separation=separation) for seed in range(3) for separation in (0, 0.3, 3, 30, 300)]
+    x = torch.stack([drawn[5 * site][0] for site in range(3)])
+    y = torch.stack([torch.cat([one for _, one in drawn[5 * site : 5 * site + 5]], 1) for site in range(3)])
+    many = Logistic(C=10.0).fit(x, y).probe_
+    best = Logistic(C=10.0, tolerance=1e-12).fit(x, y).probe_
+    for site in range(3):
+        for label in range(5):
+            values = [
+                value(x[site], y[site, :, label], p.weight, p.bias, 10.0)
+                for p in (q[site, label] for q in (many, best))
+            ]
+            peer = LogisticRegression(C=10.0, tol=1e-6, solver="newton-cholesky").fit(
+                x[site].double().numpy(), y[site, :, label]
+            )
+            theirs = value(
+                x[site], y[site, :, label], torch.tensor(peer.coef_[0]), torch.tensor(peer.intercept_[0]), 10.0
+            )
+            assert values[0] <= values[1] * (1 + 1e-5) and values[1] <= theirs * (1 + 1e-9)
+
+
+def test_single_precision_is_not_enough_for_what_is_large_and_is_not_used_there():
+    x, y = data(200, 12)
+    far = x.double() * 1e3 + 1e6
+    near, moved = (Logistic(C=c, tolerance=1e-9).fit(z, y).probe_ for z, c in ((x, 1e6), (far, 1.0)))
+    assert torch.allclose(near.weight, moved.weight * 1e3, rtol=1e-2, atol=1e-3)
+    assert torch.allclose(near.decision(x), moved.decision(far), rtol=1e-2, atol=1e-2)
+
+
 def test_too_few_iterations_are_an_error():
     x, y = data(100, 10)
     with pytest.raises(RuntimeError, match="no convergence in 2"):
