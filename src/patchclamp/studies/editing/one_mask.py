@@ -6,12 +6,12 @@ ROME edits of a model, of those that took, beside masks with as many zeros: at r
 the edits change most (which on planted edits is the trace itself). No subject is in both parts of the real edits, as
 one's edits have one key.
 
-On `tales` the mask takes back two thirds where the paper's takes back 70 %: .67 [.58, .75] of 120 edits in `--full`, .58
-of 40 in a quick run. What it lacks is edits to learn on: in a trial on facts drawn otherwise, learned on 40 it took back
-.34 of the others, on 88 .47, on 350 of the same 88 subjects .59 (the paper has 2,700 of as many subjects; the model knows
-128). Neither the weight of neutral text (.60 and .63 with a third and a tenth of it), nor the rate, nor twice the margin,
-nor what the unedited model says on the edits' own prompts in place of neutral text (.36) changed that. Facts can still be
-written under it: 60 % of them, where the paper has 38 %.
+On `tales` the mask takes back two thirds where the paper's takes back 70 %: .67 [.58, .75] of 120 edits in `--full`,
+.58 of 40 in a quick run. Edits to learn on help: in a trial on facts drawn otherwise, learned on 40 it took back .34
+of the others, on 88 .47, on 350 of the same 88 subjects .59 (the paper has 2,700 of as many subjects; the model knows
+128). Neither the weight of neutral text (.60 and .63 with a third and a tenth of it), nor the rate, nor twice the
+margin, nor what the unedited model says on the edits' own prompts in place of neutral text (.36) changed that. Facts
+can still be written under it: 60 % of them, where the paper has 38 %.
 """
 
 import random
