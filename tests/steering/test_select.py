@@ -58,12 +58,3 @@ def test_what_takes_a_behaviour_that_should_stay_does_not_pass(found, model):
     )
     assert careful.chosen.kept == left / clean >= 0.98 > lost / clean
     assert any(keeps.name in candidate.refused for candidate in careful.candidates)
-
-
-def test_what_a_candidate_brings_is_what_it_brings_at_its_best_strength(found, model):
-    tokens = model.tokenizer(chat.REFUSAL, add_special_tokens=False)["input_ids"][:1]
-    sides = [_prompts(verbs, held_out=False)[::3] for verbs in (world.REFUSED, world.HARMLESS)]
-    both = select(model, *sides, tokens=tokens, positions=(-1,), strengths=(1.0, 2.0), seed=0)
-    once = {c.layer: c.induce for c in found.candidates if c.position == -1}
-    assert all(c.induce >= once[c.layer] for c in both.candidates)
-    assert any(c.induce > once[c.layer] for c in both.candidates)

@@ -90,15 +90,13 @@ def select(
     neutral: Any = None,
     budget: float = 0.05,
     keeps: Behaviour | None = None,
-    strengths: Sequence[float] = (1.0,),
     seed: int = 0,
 ) -> Selected:
     """The direction that mediates the behaviour of `positive` prompts (refused, say) which `negative` ones lack.
 
     `tokens` are what the behaviour begins with; `positions` count from each prompt's end. A share of `validation` of
     both sides judges and is not averaged over; ablation may cost `neutral` text at most `budget` nats a token, and must
-    leave 98 % of the behaviour that it `keeps` (that harmless requests are answered rightly, say). What a candidate
-    brings is what it brings at the best of the `strengths`: a short one may need more than the paper's 1. Raises
+    leave 98 % of the behaviour that it `keeps` (that harmless requests are answered rightly, say). Raises
     `DirectionError` where no candidate passes, with the reasons.
     """
     high, high_held = _split(positive, validation, seed)
@@ -118,7 +116,7 @@ def select(
         moved = last_logits(model, low_held, ablated).double().log_softmax(-1)
         kl = float((clean.exp() * (clean - moved)).sum(-1).mean())
         bypass = float(harm.measure(model, ablated).mean())
-        induce = max(float(harmless.measure(model, [direction.add(strength)]).mean()) for strength in strengths)
+        induce = float(harmless.measure(model, [direction.add()]).mean())
         rise = float("nan") if text is None else text.measure(ablated)["rise"]
         refused = _refused(site.layer, model.n_layers, kl, induce)
         if not refused and rise > budget:

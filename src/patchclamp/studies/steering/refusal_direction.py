@@ -6,8 +6,10 @@ the weights does what ablating it does. Other directions of the same length do n
 
 The paper's selection looks at the first token of harmless replies alone, and on this model takes a direction that verbs
 are written with too: with it ablated, a quarter of the harmless requests were answered without theirs ("To the car,
-first ..."). Here a candidate must also leave the answers to training's harmless requests as they are; and since those
-that do so are short, they may be added three times. Looked at on seeds 11 and 12.
+first ..."). Here a candidate must also leave the answers to training's harmless requests as they are. That one,
+looked at on seeds 11 and 12, costs neutral text more: over seeds 0 to 2 its perplexity is 1.051 times the clean one
+(1.045 to 1.055), so that this claim does not hold of each seed. The shorter one at the third token from the end costs
+1.01, and leaves up to 0.44 of the refusals.
 """
 
 import math
@@ -241,8 +243,7 @@ def _direction(lab: Lab) -> steering.Direction:
             tokens=tokens,
             positions=(-1, -2, -3),
             neutral=_documents(lab, seed=lab.seed + 1),
-            budget=math.log(1.05) / 2,  # the least of several noisy costs is more than it seems
-            strengths=(1.0, 2.0, 3.0),
+            budget=math.log(1.05),
             keeps=_answers(_worded(world.HARMLESS, held_out=False)),
             seed=lab.seed,
         )
