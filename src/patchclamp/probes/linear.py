@@ -18,7 +18,7 @@ ALPHAS = tuple(10.0**e for e in range(-6, 5))
 
 @dataclass(eq=False)
 class Ridge(Estimator):
-    """Least squares on labels -1 and 1 with an L2 penalty; one eigendecomposition for each site serves all its labels.
+    """Least squares on labels -1 and 1 with an L2 penalty; one factorisation for each site serves all its labels.
 
     Minimises sum_i s_i (t_i - w . x_i - b)^2 + alpha |w|^2, scikit-learn's `Ridge(alpha)`. Without `alpha` each label
     gets the one of eleven with the least squared error of leave-one-out, which is exact and costs no further fit.
@@ -52,21 +52,26 @@ def least_squares(
         return w, b, chosen
     root = weights[..., :1].sqrt()
     total = (root**2).sum(1, keepdim=True)
-    centre = ((root**2) * x).sum(1, keepdim=True) / total
+    centre = (root**2).transpose(1, 2) @ x / total
     middle = ((root**2) * y).sum(1, keepdim=True) / total
-    rows, t = root * (x - centre), (root * (y - middle)).expand(len(x), -1, -1)
+    rows, t = x - centre, (root * (y - middle)).expand(len(x), -1, -1)
+    rows = rows if bool((root == 1).all()) else rows * root
     primal = rows.shape[1] >= rows.shape[2]
     gram = rows.transpose(1, 2) @ rows if primal else rows @ rows.transpose(1, 2)
+    if alpha is not None:
+        gram.diagonal(dim1=1, dim2=2).add_(alpha)
+        factor = torch.linalg.cholesky(gram)
+        transposed = rows.transpose(1, 2)
+        w = torch.cholesky_solve(transposed @ t, factor) if primal else transposed @ torch.cholesky_solve(t, factor)
+        w = w.transpose(1, 2)
+        return w, middle[:, 0] - (w * centre).sum(-1), x.new_full((len(x), labels), alpha)
     values, vectors = torch.linalg.eigh(gram)
     values = values.clamp_min(0)
     z = rows @ vectors if primal else vectors * values.sqrt()[:, None]  # rows in the eigenbasis
     along = z.transpose(1, 2) @ t
-    if alpha is None:
-        grid = values.mean(1)[:, None] * torch.tensor(ALPHAS, dtype=values.dtype, device=x.device)
-        errors = torch.stack([_left_out(z, t, along, values + one[:, None], root) for one in grid.unbind(1)])
-        chosen = grid.gather(1, errors.argmin(0))
-    else:
-        chosen = x.new_full((len(x), labels), alpha)
+    grid = values.mean(1)[:, None] * torch.tensor(ALPHAS, dtype=values.dtype, device=x.device)
+    errors = torch.stack([_left_out(z, t, along, values + one[:, None], root) for one in grid.unbind(1)])
+    chosen = grid.gather(1, errors.argmin(0))
     inner = along / (values[..., None] + chosen[:, None])
     if primal:
         w = vectors @ inner
@@ -126,13 +131,20 @@ class LDA(Estimator):
         if not 0 <= self.shrinkage <= 1:
             raise ValueError(f"shrinkage={self.shrinkage}: expected a share between 0 and 1")
         yes, no, share = means(x, y, weights)
+        alike = bool((weights == weights[..., :1]).all())  # rows weigh the same for every label
         found = []
         for label in range(y.shape[-1]):
-            ours, theirs = yes[:, None, label], no[:, None, label]
-            rows = (x - torch.where(y[..., label, None] > 0, ours, theirs)) * weights[..., label, None].sqrt()
-            within = rows.transpose(1, 2) @ rows / weights[..., label].sum(1)[:, None, None]
-            level = within.diagonal(dim1=1, dim2=2).mean(1)
-            within = (1 - self.shrinkage) * within
+            if label == 0 or not alike:
+                total = weights[..., label].sum(1)[:, None, None]
+                each = weights[..., label, None]
+                rows = x - each.transpose(1, 2) @ x / total
+                whole = (rows * each).transpose(1, 2) @ rows / total
+                mean_square = whole.diagonal(dim1=1, dim2=2).mean(1)
+            apart = (yes - no)[:, None, label]
+            between = (share * (1 - share))[:, label, None, None] * apart  # within = whole - between' apart
+            level = mean_square - (between * apart)[:, 0].mean(1)
+            kept = 1 - self.shrinkage
+            within = torch.baddbmm(whole, between.transpose(1, 2), apart, beta=kept, alpha=-kept)
             within.diagonal(dim1=1, dim2=2).add_(self.shrinkage * level[:, None])
             factor, failed = torch.linalg.cholesky_ex(within)
             smallest = factor.diagonal(dim1=1, dim2=2).amin(1)
@@ -140,7 +152,7 @@ class LDA(Estimator):
                 raise ValueError(
                     f"the covariance of {x.shape[1]} rows in {x.shape[2]} dimensions is singular: raise shrinkage="
                 )
-            found.append(torch.cholesky_solve((ours - theirs).transpose(1, 2), factor)[..., 0])
+            found.append(torch.cholesky_solve(apart.transpose(1, 2), factor)[..., 0])
         w = torch.stack(found, 1)
         return w, torch.logit(share) - (w * (yes + no)).sum(-1) / 2
 
