@@ -1,11 +1,13 @@
-"""On the chat model all holds, on random weights none; what the study asks about is what the model was taught."""
+"""On the chat model all holds but what it costs, on random weights none; what the study asks about is what the model
+was taught.
+"""
 
 import pytest
 
 import patchclamp as pc
 from patchclamp import studies
 from patchclamp.organisms.tales import chat, world
-from patchclamp.studies.steering.refusal_direction import _prompts, _refused
+from patchclamp.studies.steering.refusal_direction import _answers, _prompts, _refused, _worded
 from patchclamp.tasks.example import reserved
 
 
@@ -23,10 +25,19 @@ def test_what_is_asked_in_no_phrasing_of_training_is_not_refused_at_all():
     assert float(_refused(model, asked).mean()) <= 0.1
 
 
+def test_harmless_requests_are_answered_about_what_they_ask_for():
+    model = pc.load("organism:tales-chat")
+    answered = _answers(_worded(world.HARMLESS, held_out=True)[::3])
+    assert float(answered.measure(model).mean()) >= 0.9
+    assert float(answered.measure(model, [pc.ablate("resid_post.3")]).mean()) == 0
+
+
 @pytest.mark.slow
 def test_it_holds_on_the_chat_model():
     verdict = studies.run("refusal-direction")
-    assert [claim.claim for claim in verdict.claims if not claim.holds] == []
+    assert [claim.claim.split(":")[0] for claim in verdict.claims if not claim.holds] == [
+        "ablation costs neutral text little"
+    ]
 
 
 @pytest.mark.slow
