@@ -149,9 +149,7 @@ def test_memit_writes_a_hundred_facts_about_fifty_people_at_once(tales):
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(
-    reason="of 100 people only 8 stay as they are, whose names are like the others", strict=True
-)
+@pytest.mark.xfail(reason="of 100 people only 8 stay as they are, whose names are like the others", strict=True)
 def test_memit_as_published_writes_one_fact_each_of_a_hundred_subjects(tales):
     facts = facts_of(100, seed=2)
     moment = second_moment(tales, texts(without=facts), 0)

@@ -11,6 +11,10 @@ least bypass score wins among those that pass (Arditi et al. 2024, arXiv:2406.11
 `neutral=` text a candidate must also leave that text nearly as likely as it was, and with `keeps=` leave a behaviour
 that it should not touch: prompts of one form, and the first token of what follows them, do not show everything that a
 direction is used for.
+
+Ablation puts the component along a direction at zero, and where that of ordinary text is not at zero on average it
+moves all text. So with `neutral=` candidates are made orthogonal to that text's mean state, and then zero is its mean
+(what Marshall et al. 2024, arXiv:2411.09003, do by an affine map).
 """
 
 from collections.abc import Sequence
@@ -20,9 +24,10 @@ from typing import Any
 import torch
 
 from patchclamp.model import Model
+from patchclamp.sites import Site
 from patchclamp.steering.behaviour import Behaviour, Neutral, last_logits, log_odds
 from patchclamp.steering.direction import Direction, DirectionError
-from patchclamp.steering.means import differences
+from patchclamp.steering.means import activations, differences
 from patchclamp.views.terminal import track
 
 LATEST = 0.8  # share of the depth above which a direction is too near the output: it writes the tokens themselves
@@ -95,9 +100,9 @@ def select(
     """The direction that mediates the behaviour of `positive` prompts (refused, say) which `negative` ones lack.
 
     `tokens` are what the behaviour begins with; `positions` count from each prompt's end. A share of `validation` of
-    both sides judges and is not averaged over; ablation may cost `neutral` text at most `budget` nats a token, and must
-    leave 98 % of the behaviour that it `keeps` (that harmless requests are answered rightly, say). Raises
-    `DirectionError` where no candidate passes, with the reasons.
+    both sides judges and is not averaged over. Candidates are made orthogonal to the mean state of `neutral` text;
+    ablation may cost it at most `budget` nats a token, and must leave 98 % of the behaviour that it `keeps` (that
+    harmless requests are answered rightly, say). Raises `DirectionError` where no candidate passes, with the reasons.
     """
     high, high_held = _split(positive, validation, seed)
     low, low_held = _split(negative, validation, seed + 1)
@@ -108,6 +113,9 @@ def select(
     found = {at: differences(model, high, low, sites="resid_pre.*", pos=at) for at in positions}
     candidates = []
     every = [(at, site, direction) for at, by_site in found.items() for site, direction in by_site.items()]
+    if neutral is not None:
+        offsets = _means(model, neutral)
+        every = [(at, site, direction.without(offsets[site])) for at, site, direction in every]
     for at, site, direction in track(every, "judging candidates"):
         assert site.layer is not None
         if direction.norm == 0:
@@ -132,6 +140,13 @@ def select(
         raise DirectionError(f"none of {len(candidates)} candidates passes: {'; '.join(reasons)}")
     before = float(harm.measure(model).mean()), float(harmless.measure(model).mean())
     return Selected(min(passing, key=lambda candidate: candidate.bypass), tuple(candidates), before)
+
+
+def _means(model: Model, texts: Any) -> dict[Site, Direction]:
+    """By layer the mean state of all tokens but each text's first, which is unlike all others."""
+    every, first = (activations(model, texts, "resid_pre.*", pos=pos) for pos in (None, 0))
+    sums = {site: every[site].double().sum(0) - first[site].double().sum(0) for site in every}
+    return {site: Direction(str(site), total / (len(every[site]) - len(first[site]))) for site, total in sums.items()}
 
 
 def _refused(layer: int, layers: int, kl: float, induce: float) -> str:

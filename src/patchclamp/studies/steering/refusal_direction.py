@@ -6,10 +6,10 @@ the weights does what ablating it does. Other directions of the same length do n
 
 The paper's selection looks at the first token of harmless replies alone, and on this model takes a direction that verbs
 are written with too: with it ablated, a quarter of the harmless requests were answered without theirs ("To the car,
-first ..."). Here a candidate must also leave the answers to training's harmless requests as they are. That one,
-looked at on seeds 11 and 12, costs neutral text more: over seeds 0 to 2 its perplexity is 1.051 times the clean one
-(1.045 to 1.055), so that this claim does not hold of each seed. The shorter one at the third token from the end costs
-1.01, and leaves up to 0.44 of the refusals.
+first ..."). Here a candidate must also leave the answers to training's harmless requests as they are, and is made
+orthogonal to the mean state of neutral text, so that ablation to zero does not move all text: without that the
+perplexity of neutral text was 1.051 times the clean one over seeds 0 to 2, with it 1.033 (1.024 to 1.045). Both were
+looked at on seed 0.
 """
 
 import math
