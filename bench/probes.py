@@ -88,7 +88,7 @@ def activations(model: pc.Model, setting: Setting, seed: int) -> tuple[torch.Ten
             share = sum(name in one for one in here) / rows
             counts.setdefault(name, []).append(min(share, 1 - share) if 0.02 < share < 0.98 else -1)
     usable = [name for name, shares in counts.items() if len(shares) == positions and min(shares) > 0]
-    usable = sorted(usable, key=lambda name: -min(counts[name]))[:LABELS]
+    usable = sorted(usable, key=lambda name: (-min(counts[name]), name))[:LABELS]
     return x, torch.tensor([[[float(name in one) for name in usable] for one in here] for here in at])
 
 

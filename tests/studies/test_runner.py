@@ -153,6 +153,19 @@ def test_the_same_seed_gives_the_same_verdict_and_with_out_files_are_written(tmp
     assert not studies.run(study, seed=3).figures
 
 
+def test_a_figure_that_cannot_be_drawn_of_your_model_is_left_out_and_said(tmp_path):
+    study, _ = small()
+
+    @study.figure("words")
+    def words(lab):
+        lab.need(lab.model.tokenizer, "a tokenizer")
+
+    studies.run(study, model=pc.wrap(build("gpt2"), name="mine"), out=tmp_path)
+    assert "words: not drawn, it needs a tokenizer" in (tmp_path / "report.html").read_text(encoding="utf-8")
+    with pytest.raises(NotApplicable, match="a tokenizer"):
+        studies.run(study, out=tmp_path)
+
+
 def test_a_study_that_claims_nothing_is_refused():
     with pytest.raises(ValueError, match="claims nothing"):
         studies.run(Study(name="empty", paper="P", seed="s.txt", organism="tales"))

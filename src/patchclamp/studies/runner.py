@@ -3,11 +3,11 @@
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from patchclamp.studies.catalogue import load
 from patchclamp.studies.lab import MODEL, Lab, NotApplicable, open_lab
-from patchclamp.studies.study import Claim, Study
+from patchclamp.studies.study import Claim, Figure, Study
 from patchclamp.studies.verdict import OWN, Outcome, Verdict, judge
 
 if TYPE_CHECKING:
@@ -46,13 +46,23 @@ def run(
     if all(outcome.holds is None for outcome in outcomes.values()):
         reasons = "; it ".join(dict.fromkeys(outcome.note for outcome in outcomes.values()))
         raise NotApplicable(f"{study.name} cannot be run on {name}: it {reasons}")
-    figures = [] if folder is None else [(f.text, f.draw(lab.at(f.draw.__name__))) for f in study.figures]
+    figures = [] if folder is None else [_drawn(figure, lab, own) for figure in study.figures]
     seconds = round(time.perf_counter() - start, 2)
     verdict = Verdict(study.name, study.paper, study.seed, name, seconds, tuple(outcomes.values()), tuple(figures))
     if folder is not None:
         verdict.save(folder / "verdict.json")
         verdict.report(folder / "report.html")
     return verdict
+
+
+def _drawn(figure: Figure, lab: Lab, own: bool) -> tuple[str, Any]:
+    """The figure under its text; None, and why, where it cannot be drawn of your model."""
+    try:
+        return figure.text, figure.draw(lab.at(figure.draw.__name__))
+    except (ValueError, LookupError) as reason:
+        if own and not lab.untrained:
+            raise
+        return f"{figure.text}: not drawn, it {reason}", None
 
 
 def _outcome(claim: Claim, lab: Lab, earlier: dict[str, Outcome], own: bool) -> Outcome:

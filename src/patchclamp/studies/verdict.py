@@ -144,7 +144,8 @@ class Verdict:
         badges += [Paragraph(f"Not asked of this model: {c.claim}. {c.note}") for c in self.claims if c.holds is None]
         sections = [Section("Claims", badges)]
         if self.figures:
-            sections.append(Section("Figures", [Plot(figure, alt=text) for text, figure in self.figures]))
+            shown = [Paragraph(text) if figure is None else Plot(figure, alt=text) for text, figure in self.figures]
+            sections.append(Section("Figures", shown))
         sections.append(Section("Numbers", [Table(self._rows(), "What was measured, beside its control.")]))
         page = Report(
             f"{self.study}: {self.said}",
