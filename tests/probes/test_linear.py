@@ -26,6 +26,18 @@ def test_ridge_is_that_of_scikit_learn(rows, d):
     assert np.allclose(ours.weight, peer.coef_, atol=1e-9) and np.allclose(ours.bias, peer.intercept_, atol=1e-9)
 
 
+@pytest.mark.parametrize("scale", [1.0, 1e6])
+def test_units_that_repeat_share_their_weight_under_the_smallest_penalty(scale):
+    """Where no Cholesky factor is to be trusted: the limit of no penalty, the least weights that fit."""
+    x, y = data(60, 6)
+    double = torch.cat([x, x[:, :2]], 1) * scale
+    ours = Ridge(alpha=1e-9).fit(double, y).probe_
+    centred, target = (double - double.mean(0)).numpy(), (2 * y - 1 - (2 * y - 1).mean(0)).numpy()
+    least = np.linalg.lstsq(centred, target, rcond=1e-9)[0].T
+    assert np.allclose(ours.weight * scale, least * scale, rtol=1e-5, atol=1e-7)
+    assert np.allclose(ours.weight[:, :2], ours.weight[:, 6:])
+
+
 @pytest.mark.parametrize(("rows", "d"), [(40, 8), (24, 40)])
 def test_the_penalty_is_that_of_refitting_without_each_row(rows, d):
     x, y = data(rows, d)

@@ -59,24 +59,27 @@ def least_squares(
     primal = rows.shape[1] >= rows.shape[2]
     gram = rows.transpose(1, 2) @ rows if primal else rows @ rows.transpose(1, 2)
     if alpha is not None:
-        gram.diagonal(dim1=1, dim2=2).add_(alpha)
-        factor = torch.linalg.cholesky(gram)
-        transposed = rows.transpose(1, 2)
-        w = torch.cholesky_solve(transposed @ t, factor) if primal else transposed @ torch.cholesky_solve(t, factor)
-        w = w.transpose(1, 2)
-        return w, middle[:, 0] - (w * centre).sum(-1), x.new_full((len(x), labels), alpha)
+        factor, failed = torch.linalg.cholesky_ex(gram + alpha * torch.eye(gram.shape[1]).to(gram))
+        size = factor.diagonal(dim1=1, dim2=2)
+        if not bool(failed.any()) and bool((size.amin(1) > 1e-4 * size.amax(1)).all()):  # else rounding would show
+            w = torch.cholesky_solve(rows.transpose(1, 2) @ t if primal else t, factor)
+            w = (w if primal else rows.transpose(1, 2) @ w).transpose(1, 2)
+            return w, middle[:, 0] - (w * centre).sum(-1), x.new_full((len(x), labels), alpha)
     values, vectors = torch.linalg.eigh(gram)
     values = values.clamp_min(0)
     z = rows @ vectors if primal else vectors * values.sqrt()[:, None]  # rows in the eigenbasis
     along = z.transpose(1, 2) @ t
-    grid = values.mean(1)[:, None] * torch.tensor(ALPHAS, dtype=values.dtype, device=x.device)
-    errors = torch.stack([_left_out(z, t, along, values + one[:, None], root) for one in grid.unbind(1)])
-    chosen = grid.gather(1, errors.argmin(0))
-    inner = along / (values[..., None] + chosen[:, None])
+    if alpha is None:
+        grid = values.mean(1)[:, None] * torch.tensor(ALPHAS, dtype=values.dtype, device=x.device)
+        errors = torch.stack([_left_out(z, t, along, values + one[:, None], root) for one in grid.unbind(1)])
+        chosen = grid.gather(1, errors.argmin(0))
+    else:
+        chosen = x.new_full((len(x), labels), alpha)
+    kept = values > 1e-12 * values[:, -1:]  # beyond these rows have nothing but rounding
+    inner = torch.where(kept[..., None], along / (values[..., None] + chosen[:, None]), 0.0)
     if primal:
         w = vectors @ inner
     else:
-        kept = values > 1e-12 * values[:, -1:]
         w = rows.transpose(1, 2) @ (vectors @ (inner * torch.where(kept, values.rsqrt(), 0.0)[..., None]))
     w = w.transpose(1, 2)
     return w, middle[:, 0] - (w * centre).sum(-1), chosen

@@ -42,7 +42,7 @@ class Regression(Estimator):
 
 @dataclass(eq=False)
 class RidgeRegression(Regression):
-    """Least squares with an L2 penalty; one eigendecomposition for each site serves all its labels.
+    """Least squares with an L2 penalty; one factorisation for each site serves all its labels.
 
     Minimises sum_i s_i (y_i - w . x_i - b)² + alpha |w|², scikit-learn's `Ridge(alpha)`. Without `alpha` each label
     gets the one of eleven with the least squared error of leave-one-out, which is exact and costs no further fit.
