@@ -108,3 +108,9 @@ def as_tokens(inputs: Any, tokenizer: Any, pad: int, attention_mask: Any = None)
     if mask.shape != ids.shape:
         raise ValueError(f"attention_mask {list(mask.shape)} for token ids {list(ids.shape)}: they must have one shape")
     return Tokens(ids, mask.to(ids.device))
+
+
+def beginning(tokenizer: Any) -> int | None:
+    """The token behind which a text out of nothing is written: that which begins one, else that which ends one."""
+    known = (getattr(tokenizer, name, None) for name in ("bos_token_id", "eos_token_id"))
+    return next((token for token in known if token is not None), None)

@@ -19,7 +19,7 @@ from torch import Tensor
 from patchclamp.editing.edit import EditError
 from patchclamp.editing.matrices import down_projection
 from patchclamp.editing.rewrite import SUBJECT, Rewrite, answered, log_probability, subject_ends
-from patchclamp.inputs import Tokens
+from patchclamp.inputs import Tokens, beginning
 from patchclamp.interventions import edit
 from patchclamp.model import Model
 from patchclamp.views import track
@@ -167,12 +167,10 @@ def solve(
 
 def prefixes(model: Model, n: int = 5, *, tokens: int = 8, seed: int = 0) -> list[str]:
     """Texts that the model writes out of nothing, to stand before prompts: sampled, `tokens` long, ended by a stop."""
-    begin = getattr(model.tokenizer, "bos_token_id", None)
-    if begin is None:
-        begin = getattr(model.tokenizer, "eos_token_id", None)
+    begin = beginning(model.tokenizer)
     if begin is None:
         raise EditError(f"{model.name} has no token that begins a text; give prefixes=[...] of your own")
-    start = torch.full((n, 1), int(begin))
+    start = torch.full((n, 1), begin)
     texts = model.generate(start, max_new_tokens=tokens, do_sample=True, seed=seed).new_text
     assert isinstance(texts, list)
     return [text.strip().rstrip(".") + ". " for text in texts]

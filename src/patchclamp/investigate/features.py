@@ -19,6 +19,7 @@ from patchclamp.dictionaries import BatchTopK, Dictionary, train
 from patchclamp.dictionaries.latents import Latents
 from patchclamp.dictionaries.measures import fvu, random_dictionary
 from patchclamp.evaluation.cards import Card, Cards, cards
+from patchclamp.inputs import beginning
 from patchclamp.intervals import Interval, bootstrap
 from patchclamp.model import Model
 from patchclamp.sites import Site
@@ -159,11 +160,10 @@ def find(
 def written(model: Model, seed: int = 0) -> list[str]:
     """Texts that the model writes out of nothing; none where it has no tokenizer, no token that begins a text, or
     cannot generate."""
-    ids = (getattr(model.tokenizer, name, None) for name in ("bos_token_id", "eos_token_id"))
-    begin = next((one for one in ids if one is not None), None)
+    begin = beginning(model.tokenizer)
     if begin is None or not hasattr(model.hf, "generate"):
         return []
-    start = torch.full((_TEXTS, 1), int(begin))
+    start = torch.full((_TEXTS, 1), begin)
     found = model.generate(start, max_new_tokens=_TOKENS, do_sample=True, seed=seed).new_text
     return [text for text in found or () if len(text.split()) > 1]
 

@@ -149,11 +149,12 @@ Lab.model = _Watched()  # type: ignore[assignment]  to readers a Model; behind t
 
 def _written(lab: Lab, n: int, seed: int) -> list[str]:
     """Texts that the model writes behind the token that begins one, or behind that which ends one."""
+    from patchclamp.inputs import beginning
+
     model = lab.model
     lab.need(model.tokenizer is not None, "a model with a tokenizer, which writes the text that is measured on")
     lab.need(hasattr(model.hf, "generate"), "a model that generates the text that is measured on")
-    known = (model.tokenizer.bos_token_id, model.tokenizer.eos_token_id)
-    start = next((token for token in known if token is not None), None)
+    start = beginning(model.tokenizer)
     lab.need(start is not None, "a tokenizer that says which token begins or ends a text")
     found: list[str] = []
     for first in lab.progress(range(0, n, SAMPLE_BATCH), f"text written by {model.name}"):
